@@ -51,12 +51,12 @@ def ffmpeg_version() -> str:
 _NOISE = re.compile(r"^(frame=|\[libx264|\[rawvideo|Conversion failed|Error while|Stream mapping|Press \[q\])")
 
 
-def last_error_line(stderr: bytes) -> str:
+def error_line(stderr: bytes) -> str:
     """The line of ffmpeg's stderr that best names the cause, with object addresses removed.
 
     Addresses (`0x55d1...`) differ from run to run and would make the stored reasons differ too.
     """
     lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
     useful = [line for line in lines if not _NOISE.match(line)]
-    line = (useful or lines or ["ffmpeg gave no message"])[-1]
+    line = (useful or lines or ["ffmpeg gave no message"])[0]  # the first names the cause, later ones its effects
     return re.sub(r"\s*@ 0x[0-9a-f]+", "", line)[:300]

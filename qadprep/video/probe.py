@@ -1,0 +1,149 @@
+"""What a video file is: size, packets counted one by one, frame rate, pixel format, and the CRF in its bitstream."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+
+class ProbeError(Exception):
+    """The file cannot be used as a video; `reason` is a short stable word, the message one line."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts of one video stream.
+
+    Attributes:
+        width, height: picture size in pixels as shown, that is after the container's rotation tag.
+        frames: packets of the video stream that carry a picture, counted by reading every packet.
+        frames_header: frame count the container claims; 0 when it claims none.
+        fps: average frame rate.
+        codec, pix_fmt: ffmpeg's names, such as `h264` and `yuv444p`.
+        rate_control: x264's `rc=` word from the bitstream (`crf`, `cqp`, ...), or None when there is no x264 header.
+        crf: x264's CRF from the bitstream; 0.0 for lossless (`cqp` with qp 0); None when unknown.
+        rotation_deg: display rotation of the container (0, 90, 180, 270), counter-clockwise.
+        bytes: size of the file.
+    """
+
+    width: int
+    height: int
+    frames: int
+    frames_header: int
+    fps: Fraction
+    codec: str
+    pix_fmt: str
+    rate_control: str | None
+    crf: float | None
+    rotation_deg: int
+    bytes: int
+
+
+# x264 writes its options as text into a user-data SEI message of the first access unit.
+_X264_SEI = re.compile(rb"x264 - core [ -~]*?options: ([ -~]+)")
+
+
+def x264_options(first_packet: bytes) -> dict[str, str]:
+    """The x264 options (`rc`, `crf`, `qp`, ...) found in the first packet of an H.264 stream; empty without them."""
+    match = _X264_SEI.search(first_packet)
+    if not match:
+        return {}
+    pairs = (item.split("=", 1) for item in match.group(1).decode("ascii").split(" ") if "=" in item)
+    return {name: value for name, value in pairs}
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Read every packet of the first video stream and report what the file really holds; decodes one frame only.
+
+    Raises:
+        ProbeError: with reason `missing_file`, `empty_file`, `unreadable` (not a video, or no index),
+            `no_video_stream`, `no_frames`, or `truncated` (the container promises more frames than it holds).
+    """
+    import av
+
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ProbeError("missing_file", f"{path}: {error.strerror or error}") from error
+    if size == 0:
+        raise ProbeError("empty_file", f"{path}: the file has 0 bytes; fetch it again")
+    try:
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise ProbeError("unreadable", f"{path}: not a readable video ({_words(error)}); fetch it again") from error
+    with container:
+        if not container.streams.video:
+            raise ProbeError("no_video_stream", f"{path}: holds no video stream")
+        stream = container.streams.video[0]
+        try:
+            frames, first, rotation = _count_packets(container, stream)
+        except (av.error.FFmpegError, OSError) as error:
+            raise ProbeError("unreadable", f"{path}: reading its packets failed ({_words(error)})") from error
+        context = stream.codec_context
+        header = int(stream.frames or 0)
+        if frames == 0:
+            raise ProbeError("no_frames", f"{path}: the video stream holds no frames")
+        if header > frames:
+            raise ProbeError(
+                "truncated", f"{path}: holds {frames} of the {header} frames its header promises; fetch it again"
+            )
+        if context is None or not context.width or not context.height:
+            raise ProbeError("unreadable", f"{path}: the stream's picture size is unknown")
+        options = x264_options(first) if context.name == "h264" else {}
+        sideways = rotation in (90, 270)
+        return VideoInfo(
+            width=context.height if sideways else context.width,
+            height=context.width if sideways else context.height,
+            frames=frames,
+            frames_header=header,
+            fps=Fraction(stream.average_rate or stream.guessed_rate or 25),
+            codec=context.name,
+            pix_fmt=context.pix_fmt or "unknown",
+            rate_control=options.get("rc"),
+            crf=_crf(options),
+            rotation_deg=rotation,
+            bytes=size,
+        )
+
+
+def _count_packets(container, stream) -> tuple[int, bytes, int]:  # noqa: ANN001  (av's types need av imported)
+    import av
+
+    frames, first, rotation = 0, b"", None
+    for packet in container.demux(stream):
+        # The last packet that demux yields is an empty flush marker. A packet outside an edit list is marked
+        # `is_discard`: no player and no ffmpeg run shows it, so it is not a frame.
+        if packet.size == 0 or packet.is_discard:
+            continue
+        if frames == 0:
+            first = bytes(packet)
+        frames += 1
+        if rotation is None:
+            # The display matrix is only to be seen on a decoded frame.
+            try:
+                for frame in packet.decode():
+                    rotation = int(frame.rotation) % 360
+                    break
+            except av.error.FFmpegError:
+                rotation = 0  # the decoding pass reports the damage, with its place
+    return frames, first, rotation or 0
+
+
+def _crf(options: dict[str, str]) -> float | None:
+    try:
+        if options.get("rc") == "crf":
+            return float(options["crf"])
+        if options.get("rc") == "cqp" and int(options["qp"]) == 0:
+            return 0.0
+    except (KeyError, ValueError):
+        return None
+    return None
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).split(":")[0].strip() or type(error).__name__
