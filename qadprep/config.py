@@ -1,0 +1,119 @@
+"""Validated settings of each command. What decides the bytes of the output goes into the config's hash."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from qadprep.errors import UserError
+
+
+class Settings(BaseModel):
+    """Base: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def checked(cls, **values: Any) -> "Settings":
+        """Build from command-line values.
+
+        Raises:
+            UserError: one line that names the option, what it got and what was expected.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]).replace("_", "-").removesuffix("-px") if first["loc"] else "settings"
+            message = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"--{name}: got {first.get('input')!r}; {message}") from error
+
+
+class ExtractConfig(Settings):
+    """What decides the bytes of a face pack."""
+
+    dataset: str
+    qualities: tuple[str, ...] = ("raw", "c23", "c40")
+    frames: int = Field(64, ge=1, le=100_000)
+    """Tuples wanted per clip."""
+    size_px: int = Field(128, ge=16, le=1024)
+    """Side of the square crop."""
+    margin: float = Field(1.3, ge=1.0, le=4.0)
+    """Side of the crop's field of view over the side of the face."""
+    align: Literal["similarity", "box"] = "similarity"
+    seed: int = Field(0, ge=0)
+    detector: dict[str, str | int | float] = Field(default_factory=dict)
+    """The detector's identity: name, weights' sha256, thresholds."""
+
+    @field_validator("qualities")
+    @classmethod
+    def _qualities(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("expected a list of different qualities such as raw,c23,c40")
+        for quality in value:
+            # The word becomes part of file names and of table columns.
+            if not re.fullmatch(r"[a-z][a-z0-9]{0,15}", quality):
+                raise ValueError(f"quality {quality!r} is not a word such as raw, c23 or c40")
+        from qadprep.catalog.manifest import quality_rank
+
+        return tuple(sorted(value, key=quality_rank))
+
+    def hash(self) -> str:
+        """sha256 (hex) of the settings and of the pack format's version."""
+        from qadprep.pack import FORMAT_VERSION
+
+        return _hash({"pack_format": FORMAT_VERSION, **self.model_dump(mode="json")})
+
+
+class ShardConfig(Settings):
+    """What decides the bytes of a shard set, given its face packs."""
+
+    tuples_per_shard: int = Field(1000, ge=1, le=1_000_000)
+    seed: int = Field(0, ge=0)
+
+    def hash(self, packs_hash: str) -> str:
+        """sha256 (hex) of the settings and of the packs' own config hash."""
+        return _hash({"packs": packs_hash, **self.model_dump(mode="json")})
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def guard_output(folder: Path, name: str, config: dict[str, Any], overwrite: bool) -> bool:
+    """Keep one config per output folder: `<folder>/<name>` holds it.
+
+    Returns True when an output of another config is there and `overwrite` says that it may be replaced.
+
+    Raises:
+        UserError: another config and no `overwrite`; the message names the first differing setting.
+    """
+    file = folder / name
+    if not file.is_file():
+        return False
+    try:
+        before = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    changed = [key for key in config if before.get(key) != config[key]]
+    if not changed:
+        return False
+    if not overwrite:
+        key = changed[0]
+        raise UserError(
+            f"{folder}: was written with {key} = {before.get(key)!r}, now {config[key]!r}; choose another --out, the "
+            "same settings, or --overwrite to replace it"
+        )
+    return True
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON atomically, readable by people."""
+    from qadprep.ustar import atomic_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write((json.dumps(values, indent=2, sort_keys=True) + "\n").encode())

@@ -1,0 +1,213 @@
+"""The face pack: what `extract` writes for one group, a tar of crops and a parquet row for every attempted tuple."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qadprep.errors import UserError
+from qadprep.ustar import TarWriter, atomic_file
+
+FORMAT_VERSION = "1.0"
+_META_KEY = b"qadprep"
+_NAME = re.compile(r"[A-Za-z0-9_/-]+")
+
+
+@dataclass
+class FileRecord:
+    """One video file of a group and what became of it.
+
+    Attributes:
+        status: `ok`, or the reason why it could not be used.
+        message: one line for the user; empty when ok.
+        bytes: size when it was read; a changed size makes the pack stale. -1 when the file is missing.
+        sync: evidence of the temporal shift test (see video/sync.py), or None when it did not come so far.
+    """
+
+    clip: str
+    method: str
+    quality: str
+    path: str
+    status: str = "ok"
+    message: str = ""
+    bytes: int = -1
+    width: int = 0
+    height: int = 0
+    frames: int = 0
+    fps: str = ""
+    pix_fmt: str = ""
+    crf: float | None = None
+    sync: dict[str, Any] | None = None
+
+
+@dataclass
+class Row:
+    """One attempted tuple: (clip, frame, face).
+
+    Attributes:
+        status: `ok`, or the named reason why there is no tuple.
+        geometry: `reference` when the affine was found on the group's reference clip, `own` when on the clip itself,
+            empty when there is none.
+        box_xyxy, landmarks_xy: px in the frame of the clip the geometry was found on.
+        affine: 2x3, row by row, source px -> crop px.
+        crops: quality -> uint8 (size_px, size_px, 3) RGB; empty unless ok.
+    """
+
+    dataset: str
+    group: str
+    method: str
+    name: str
+    label: int
+    split: str
+    target: str
+    source: str
+    frame: int
+    face: int
+    status: str
+    geometry: str = ""
+    detector: str = ""
+    score: float | None = None
+    box_xyxy: list[float] | None = None
+    landmarks_xy: list[float] | None = None
+    affine: list[float] | None = None
+    crops: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+
+def _schema(qualities: Sequence[str]) -> pa.Schema:
+    fields = [
+        *((name, pa.string()) for name in ("dataset", "group", "method", "name", "split", "target", "source")),
+        ("label", pa.int8()),
+        ("frame", pa.int32()),
+        ("face", pa.int16()),
+        ("status", pa.string()),
+        ("geometry", pa.string()),
+        ("detector", pa.string()),
+        ("score", pa.float32()),
+        ("box_xyxy", pa.list_(pa.float32(), 4)),
+        ("landmarks_xy", pa.list_(pa.float32(), 10)),
+        ("affine", pa.list_(pa.float64(), 6)),
+    ]
+    for quality in qualities:
+        fields += [
+            (f"{quality}_offset", pa.int64()),
+            (f"{quality}_size", pa.int32()),
+            (f"{quality}_pixels_sha256", pa.string()),
+            (f"{quality}_psnr_db", pa.float32()),
+            (f"{quality}_sync", pa.string()),
+            (f"{quality}_sync_offset_frames", pa.int8()),
+            (f"{quality}_sync_margin", pa.float32()),
+            (f"{quality}_sync_residual", pa.float32()),
+        ]
+    return pa.schema(fields)
+
+
+def pack_paths(folder: Path, dataset: str, group: str) -> tuple[Path, Path]:
+    """(tar, parquet) of a group below an output folder."""
+    if not _NAME.fullmatch(group) or not _NAME.fullmatch(dataset):
+        raise ValueError(f"group and dataset must match {_NAME.pattern}, got {dataset!r}, {group!r}")
+    base = folder / dataset / group
+    return base.with_name(base.name + ".tar"), base.with_name(base.name + ".parquet")
+
+
+def write_pack(
+    folder: Path,
+    dataset: str,
+    group: str,
+    rows: Sequence[Row],
+    files: Sequence[FileRecord],
+    qualities: Sequence[str],
+    meta: dict[str, Any],
+) -> int:
+    """Write one group's pack; returns the size of its tar in bytes.
+
+    The tar gets `<method>/<name>/<frame:06d>_<face>.<quality>.png` for every ok row, in the rows' order; the parquet
+    is renamed into place last, so a pack with a parquet is complete.
+
+    Args:
+        meta: `config_hash`, `config`, `notes` and the like, stored as JSON in the parquet's metadata.
+    """
+    from qadprep.crops import encode_png, psnr_db
+    from qadprep.shardset import pixel_hash
+
+    tar_path, table_path = pack_paths(folder, dataset, group)
+    tar_path.parent.mkdir(parents=True, exist_ok=True)
+    table_path.unlink(missing_ok=True)  # never an old table beside a new tar
+    schema = _schema(qualities)
+    sync = {(f.method, f.clip, f.quality): f.sync for f in files}
+    records = []
+    with atomic_file(tar_path) as file:
+        tar = TarWriter(file)
+        for row in rows:
+            record = {name: getattr(row, name, None) for name in schema.names}
+            for quality in qualities:
+                evidence = sync.get((row.method, row.name, quality)) or {}
+                record[f"{quality}_sync"] = evidence.get("verdict")
+                record[f"{quality}_sync_offset_frames"] = evidence.get("offset_frames")
+                record[f"{quality}_sync_margin"] = evidence.get("margin")
+                record[f"{quality}_sync_residual"] = evidence.get("residual")
+                if row.status == "ok":
+                    crop = row.crops[quality]
+                    name = f"{row.method}/{row.name}/{row.frame:06d}_{row.face}.{quality}.png"
+                    offset, size = tar.add(name, encode_png(crop))
+                    record[f"{quality}_offset"], record[f"{quality}_size"] = offset, size
+                    record[f"{quality}_pixels_sha256"] = pixel_hash(crop)
+                    record[f"{quality}_psnr_db"] = psnr_db(row.crops[qualities[0]], crop)
+            records.append(record)
+        tar.finish()
+    text = json.dumps(
+        {**meta, "format_version": FORMAT_VERSION, "qualities": list(qualities), "files": [asdict(f) for f in files]},
+        sort_keys=True,
+    )
+    table = pa.Table.from_pylist(records, schema=schema).replace_schema_metadata({_META_KEY: text.encode()})
+    with atomic_file(table_path) as file:
+        pq.write_table(table, file, compression="zstd")
+    return tar_path.stat().st_size
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A finished pack as read back: `table` one row an attempted tuple, `meta` the stored JSON."""
+
+    tar: Path
+    table: pa.Table
+    meta: dict[str, Any]
+
+    @property
+    def files(self) -> list[FileRecord]:
+        """The video files of the group and what became of each."""
+        return [FileRecord(**record) for record in self.meta["files"]]
+
+
+def read_meta(table_path: Path) -> dict[str, Any] | None:
+    """The stored JSON of a pack without its rows; None when there is no readable pack."""
+    try:
+        text = (pq.read_schema(table_path).metadata or {}).get(_META_KEY)
+        return json.loads(text) if text else None
+    except (OSError, pa.ArrowException, ValueError):
+        return None
+
+
+def read_pack(table_path: Path) -> Pack:
+    """Read a pack's table.
+
+    Raises:
+        UserError: not a face pack, or its tar is missing.
+    """
+    meta = read_meta(table_path)
+    if meta is None:
+        raise UserError(f"{table_path}: not a face pack; write it again with `qadprep extract --overwrite`")
+    tar = table_path.with_suffix(".tar")
+    if not tar.is_file():
+        raise UserError(f"{tar}: missing beside its table; write it again with `qadprep extract`")
+    return Pack(tar, pq.read_table(table_path), meta)
+
+
+def find_packs(folder: Path) -> list[Path]:
+    """The tables of all packs below a folder, sorted by name."""
+    return sorted(file for file in folder.glob("*/*.parquet") if not file.name.startswith("."))

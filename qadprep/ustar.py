@@ -1,0 +1,74 @@
+"""Plain USTAR archives with the same bytes for the same content, written so that a kill leaves no half file."""
+
+import contextlib
+import os
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+BLOCK = 512
+
+
+class TarWriter:
+    """Append members to an open file; times, owners and modes are fixed.
+
+    Used for face packs and shards alike. `position` is where the next header goes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.position = 0
+
+    def add(self, name: str, data: bytes) -> tuple[int, int]:
+        """Write one member; returns (byte offset of its data, size).
+
+        Raises:
+            ValueError: the name does not fit USTAR (100 characters, or 155 + 100 cut at a slash).
+        """
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.mtime = len(data), 0o644, 0
+        header = info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+        padding = -len(data) % BLOCK
+        self._file.write(header + data + b"\0" * padding)
+        offset = self.position + len(header)
+        self.position = offset + len(data) + padding
+        return offset, len(data)
+
+    def finish(self) -> None:
+        """Write the end of the archive: two empty blocks, filled up to tar's record of 20 blocks."""
+        self._file.write(b"\0" * (2 * BLOCK + -(self.position + 2 * BLOCK) % tarfile.RECORDSIZE))
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path):  # noqa: ANN201  (a context manager of BinaryIO)
+    """Open a temporary file beside `path`; on success it is synced and renamed, on any error removed.
+
+    The temporary's name starts with a dot and ends in `.tmp`: a killed run's leftovers are recognised by that.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Delete the temporary files that a killed run left in a folder; returns how many."""
+    leftovers = list(folder.glob(".*.tmp")) if folder.is_dir() else []
+    for file in leftovers:
+        file.unlink(missing_ok=True)
+    return len(leftovers)

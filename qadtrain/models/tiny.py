@@ -1,0 +1,50 @@
+"""A small CNN of our own, for training on a CPU in seconds."""
+
+import torch
+from torch import Tensor, nn
+
+
+def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 2) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class TinyCnn(nn.Module):
+    """Four halving stages with BatchNorm, about 80 thousand weights, for inputs of 32 px and more.
+
+    It has timm's three methods (``forward_features``, ``forward_head``, ``get_classifier``). The head sees the
+    mean and the maximum of every channel: the traces of a manipulation may fill the crop or sit in one place.
+    """
+
+    WIDTHS = (16, 32, 48, 64)
+
+    def __init__(self, num_classes: int = 2, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        first, *others = self.WIDTHS
+        self.stem = _block(3, first, kernel=3)
+        self.stage1 = _block(first, others[0])
+        self.stage2 = _block(others[0], others[1])
+        self.stage3 = _block(others[1], others[2])
+        self.dropout = nn.Dropout(drop_rate)
+        self.classifier = nn.Linear(2 * others[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised RGB -> (N, 64, H/16, W/16)."""
+        return self.stage3(self.stage2(self.stage1(self.stem(images))))
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        """(N, 64, h, w) -> (N, 128) when ``pre_logits``, else (N, classes)."""
+        pooled = self.dropout(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
+        return pooled if pre_logits else self.classifier(pooled)
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
