@@ -161,7 +161,12 @@ def write_pack(
             records.append(record)
         tar.finish()
     text = json.dumps(
-        {**meta, "format_version": FORMAT_VERSION, "qualities": list(qualities), "files": [asdict(f) for f in files]},
+        {
+            **meta,
+            "format_version": FORMAT_VERSION,
+            "qualities": list(qualities),
+            "files": [asdict(f) for f in files],
+        },
         sort_keys=True,
     )
     table = pa.Table.from_pylist(records, schema=schema).replace_schema_metadata({_META_KEY: text.encode()})

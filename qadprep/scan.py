@@ -34,7 +34,13 @@ class ScanReport:
             "groups": len(self.catalog.groups()),
             "qualities": list(self.qualities),
             "videos": [
-                {"method": m, "split": s, "quality": q, "found": n, "expected": self.catalog.expected.get((m, s))}
+                {
+                    "method": m,
+                    "split": s,
+                    "quality": q,
+                    "found": n,
+                    "expected": self.catalog.expected.get((m, s)),
+                }
                 for (m, s, q), n in sorted(self.counts.items())
             ],
             "incomplete": [{"clip": clip, "missing": missing} for clip, missing in self.incomplete],

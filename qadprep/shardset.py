@@ -90,13 +90,17 @@ class ShardSet:
         if split is not None and split not in self.splits:
             raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self.splits) or 'no tuples at all'}")
         self.shards: list[dict[str, Any]] = [s for s in shards if split is None or s["split"] == split]
-        tables = [self._read_index(shard) for shard in self.shards]
+        tables = [read_index(self.path, shard) for shard in self.shards]
         self.table: pa.Table = pa.concat_tables(tables) if tables else pa.table({})
         counts = [len(table) for table in tables]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._columns = {
             name: self.table[name].to_numpy()
-            for name in ("offset", "length", *(f"{q}_{part}" for q in self.qualities for part in ("offset", "size")))
+            for name in (
+                "offset",
+                "length",
+                *(f"{q}_{part}" for q in self.qualities for part in ("offset", "size")),
+            )
             if tables
         }
         self._reset_handles()
@@ -146,7 +150,9 @@ class ShardSet:
             name = f"{key}.{quality}.{self.codec}".encode()
             # The member's own tar header must agree, or tar and index are of different runs.
             if start < 512 or start + size > length or tar_name(data[start - 512 : start]) != name:
-                raise ShardError(f"{self.where(index)}: the bytes there are not {name.decode()}; tar and index disagree")
+                raise ShardError(
+                    f"{self.where(index)}: the bytes there are not {name.decode()}; tar and index disagree"
+                )
             result[quality] = data[start : start + size]
         return result
 
@@ -203,18 +209,6 @@ class ShardSet:
                     raise ShardError(f"{file}: {error.strerror}; the shard set is incomplete") from error
             return self._handles[shard]
 
-    def _read_index(self, shard: dict[str, Any]) -> pa.Table:
-        file = self.path / shard["index"]
-        try:
-            table = pq.read_table(file)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{file}: unreadable shard index ({error}); write the shard set again") from error
-        if len(table) != shard["nsamples"]:
-            raise UserError(
-                f"{file}: {len(table)} rows, but {INDEX_NAME} says {shard['nsamples']} tuples; they are of different runs"
-            )
-        return table
-
 
 _ROW_FIELDS = ("key", "label", "dataset", "method", "video", "frame", "face", "split")
 
@@ -243,6 +237,28 @@ def read_info(path: Path) -> dict[str, Any]:
             if not name or Path(name).name != name:
                 raise UserError(f"{file}: shard name {name!r} is not a plain file name")
     return info
+
+
+def read_index(path: Path, shard: dict[str, Any]) -> pa.Table:
+    """The index of one shard, one row a tuple.
+
+    Args:
+        path: folder of the shard set.
+        shard: its entry in `shards.json`.
+
+    Raises:
+        UserError: unreadable, or of another number of tuples than `shards.json` says.
+    """
+    file = path / shard["index"]
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: unreadable shard index ({error}); write the shard set again") from error
+    if len(table) != shard["nsamples"]:
+        raise UserError(
+            f"{file}: {len(table)} rows, but {INDEX_NAME} says {shard['nsamples']} tuples; they are of different runs"
+        )
+    return table
 
 
 def fingerprint(shards: list[dict[str, Any]]) -> str:

@@ -1,0 +1,1 @@
+"""Quality-agnostic deepfake detection: training (cross-entropy, HSIC, AWP) and scoring on tuple shard sets."""

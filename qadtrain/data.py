@@ -7,6 +7,7 @@ batches, and the flip of a tuple is drawn from (seed, epoch, index). Neither kno
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,9 +203,15 @@ def to_network_input(
         pixels = torch.where(mirror[:, None, None, None], pixels.flip(3), pixels)
     if pixels.shape[-2:] != (size_px, size_px):
         pixels = functional.interpolate(pixels, (size_px, size_px), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in MEAN_STD[normalization])
+    mean, std = _mean_std(normalization, device)
     pixels = (pixels / 255 - mean) / std
     return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@lru_cache
+def _mean_std(normalization: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in MEAN_STD[normalization])
+    return mean, std
 
 
 def _quiet_worker(_worker: int) -> None:

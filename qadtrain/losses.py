@@ -77,9 +77,7 @@ class QadLoss:
             by_quality = flat.reshape(-1, self.qualities, *flat.shape[1:])
             with full_precision(flat.device):
                 kernels = [
-                    kernel_matrix(
-                        by_quality[:, q], config.kernel, bandwidth=config.bandwidth, sigma=config.sigma
-                    )
+                    kernel_matrix(by_quality[:, q], config.kernel, bandwidth=config.bandwidth, sigma=config.sigma)
                     for q in range(self.qualities)
                 ]
                 values = [

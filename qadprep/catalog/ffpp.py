@@ -69,7 +69,11 @@ def _expected() -> dict[tuple[str, str], int]:
 
 
 def _videos(
-    root: Path, folder: Path, pattern: re.Pattern[str], official: dict[str, str], ignored: list[tuple[str, str]]
+    root: Path,
+    folder: Path,
+    pattern: re.Pattern[str],
+    official: dict[str, str],
+    ignored: list[tuple[str, str]],
 ) -> dict[str, dict[str, str]]:
     """name -> {quality: relative path} of the videos below `<folder>/<quality>/videos`."""
     found: dict[str, dict[str, str]] = {}

@@ -17,7 +17,16 @@ _LOWER_FACE = np.array(
     + [(0.42, 1.38), (0.0, 1.50), (-0.42, 1.38), (-0.64, 1.05), (-0.76, 0.66)]
 )
 _MOUTH = np.array(
-    [(-0.60, 0.88), (-0.42, 0.70), (0.0, 0.66), (0.42, 0.70), (0.60, 0.88), (0.46, 1.14), (0.0, 1.26), (-0.46, 1.14)]
+    [
+        (-0.60, 0.88),
+        (-0.42, 0.70),
+        (0.0, 0.66),
+        (0.42, 0.70),
+        (0.60, 0.88),
+        (0.46, 1.14),
+        (0.0, 1.26),
+        (-0.46, 1.14),
+    ]
 )
 
 
@@ -95,9 +104,7 @@ def _onto(points: np.ndarray, targets: np.ndarray, query: np.ndarray) -> np.ndar
     return query @ turn + move + weights(query) @ strength
 
 
-def carry_over(
-    image_rgb: np.ndarray, from_xy: np.ndarray, to_xy: np.ndarray, region: Region
-) -> np.ndarray:
+def carry_over(image_rgb: np.ndarray, from_xy: np.ndarray, to_xy: np.ndarray, region: Region) -> np.ndarray:
     """Warp `image_rgb` so that its landmarks `from_xy` come to lie at `to_xy`; only inside the region.
 
     Returns:
@@ -113,20 +120,21 @@ def carry_over(
     fine_x, fine_y = np.meshgrid(np.arange(w, dtype=np.float32) / 4, np.arange(h, dtype=np.float32) / 4)
     places = cv2.remap(found, fine_x, fine_y, cv2.INTER_LINEAR)
     return cv2.remap(
-        image_rgb.astype(np.float32), places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        image_rgb.astype(np.float32),
+        places[..., 0],
+        places[..., 1],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT_101,
     )
 
 
-def bottleneck(patch: np.ndarray, region: Region, *, side_px: int | None = None, share: float | None = None) -> np.ndarray:
-    """Send a patch through a lower resolution: its longer side at `side_px`, or both sides times `share`.
-
-    It never gains resolution: a patch already smaller than `side_px` goes through 0.75 of its own size.
-    """
+def bottleneck(patch: np.ndarray, share: float) -> np.ndarray:
+    """Send a patch (h, w, 3) through a lower resolution, both sides times `share` (0..1), and back; 0..255."""
     import cv2
 
-    h, w = region.opacity.shape
-    factor = share if share is not None else min(0.75, side_px / max(h, w))
-    small = cv2.resize(patch, (max(2, round(w * factor)), max(2, round(h * factor))), interpolation=cv2.INTER_AREA)
+    h, w = patch.shape[:2]
+    small_size = max(2, round(w * share)), max(2, round(h * share))
+    small = cv2.resize(patch, small_size, interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC).clip(0, 255)
 
 

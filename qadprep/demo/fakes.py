@@ -6,7 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from qadprep.demo import METHODS
-from qadprep.demo.blending import Region, blend, bottleneck, carry_over, face_region, match_colours, mouth_region
+from qadprep.demo.blending import (
+    Region,
+    blend,
+    bottleneck,
+    carry_over,
+    face_region,
+    match_colours,
+    mouth_region,
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,9 @@ def source_index(index: int, source_frames: int) -> int:
     return place if place < source_frames else 2 * source_frames - 2 - place
 
 
-def make_fake(method: str, target: Clip, source: Clip, seed: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def make_fake(
+    method: str, target: Clip, source: Clip, seed: tuple[int, ...]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Frames of the stand-in for `method`, with its masks.
 
     Args:
@@ -125,25 +135,27 @@ def _with_mouth_moved(landmarks_xy: np.ndarray, moved: np.ndarray) -> np.ndarray
 def _deepfakes(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.22)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(bottleneck(patch, region, side_px=64), scene.target_rgb, region, spread=True)
+    return region, match_colours(bottleneck(patch, 0.5), scene.target_rgb, region, spread=True)
 
 
 def _face2face(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.16, lower_half=True)
     patch = carry_over(scene.target_rgb, scene.target_xy, scene.expression_xy, region)
-    return region, bottleneck(patch, region, share=0.5)
+    return region, bottleneck(patch, 0.45)
 
 
 def _faceswap(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.05)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(bottleneck(patch, region, side_px=48), scene.target_rgb, region, spread=False)
+    return region, match_colours(
+        bottleneck(patch, 0.4), scene.target_rgb, region, spread=False
+    )
 
 
 def _neural_textures(scene: Scene) -> tuple[Region, np.ndarray]:
     region = mouth_region(scene.target_xy, scene.target_rgb.shape, feather=0.14)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(bottleneck(patch, region, share=0.5), scene.target_rgb, region, spread=True)
+    return region, match_colours(bottleneck(patch, 0.4), scene.target_rgb, region, spread=True)
 
 
 def _faceshifter(scene: Scene) -> tuple[Region, np.ndarray]:
@@ -157,7 +169,14 @@ def _faceshifter(scene: Scene) -> tuple[Region, np.ndarray]:
     # Always clearly away from 1 and 0, to one side or the other.
     contrast = 1 + np.copysign(0.10 + 0.08 * abs(c[3]), c[3])
     tint = np.copysign(3 + 2 * np.abs(c[3:]), c[3:]) * (1.6, 1.0, 1.0)
-    return region, match_colours(bottleneck(patch, region, side_px=72), scene.target_rgb, region, spread=True, contrast=contrast, tint_lab=tint)
+    return region, match_colours(
+        bottleneck(patch, 0.55),
+        scene.target_rgb,
+        region,
+        spread=True,
+        contrast=contrast,
+        tint_lab=tint,
+    )
 
 
 _RECIPES: dict[str, Callable[[Scene], tuple[Region, np.ndarray]]] = {

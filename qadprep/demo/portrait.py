@@ -88,6 +88,10 @@ class Portrait:
         picture = (rgba[..., :3] * opacity + wall * (1 - opacity)) * light + grain
         return np.clip(np.rint(picture), 0, 255).astype(np.uint8), self._landmarks(to_photo, motion)
 
+    def landmarks(self, index: int) -> np.ndarray:
+        """The five landmarks of frame `index` alone: float32 (5, 2), as `frame` gives them."""
+        return self._landmarks(self._pose(index), self._motion(index))
+
     def clip(self, frames: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Frames 0..frames-1 as `frame` gives them."""
         return (self.frame(index) for index in range(frames))
@@ -100,7 +104,9 @@ class Portrait:
     def _pose(self, index: int) -> np.ndarray:
         """2x3, from frame px to photo px: sway, tilt and zoom of the whole head."""
         width, height = self.size_px
-        sway = self._circle(0, index) * (_SWAY, _SWAY * 0.5) * height + self._circle(1, index) * _SHAKE * height
+        sway = (
+            self._circle(0, index) * (_SWAY, _SWAY * 0.5) * height + self._circle(1, index) * _SHAKE * height
+        )
         tilt = np.deg2rad(4.5) * self._circle(2, index)[0]
         # At scale 1 the head with its hair is 160 px of the photo high: it gets 0.76 of the frame's height.
         zoom = 0.76 * height / 160 * self.identity.scale * (1 + 0.045 * self._circle(3, index)[0])
@@ -173,6 +179,8 @@ class Portrait:
         inverse = np.linalg.inv(turn)
         guess = (self._points - offset) @ inverse.T
         for _ in range(40):
-            found = np.column_stack(self._lookup(guess[:, 0], guess[:, 1], to_photo, motion))
-            guess = guess + 0.8 * (self._points - found) @ inverse.T
+            missed = self._points - np.column_stack(self._lookup(guess[:, 0], guess[:, 1], to_photo, motion))
+            guess = guess + 0.9 * missed @ inverse.T
+            if np.abs(missed).max() < 0.02:
+                break
         return guess.astype(np.float32)

@@ -16,7 +16,8 @@ import numpy as np
 class Face:
     """One face in one full-resolution frame.
 
-    box_xyxy: float32 (4,), left, top, right, bottom in px (pixel-edge coordinates); may reach over the border.
+    box_xyxy: float32 (4,), left, top, right, bottom in px (pixel-edge coordinates); may reach over the
+        border.
     landmarks_xy: float32 (5, 2), px: image-left eye, image-right eye, nose tip, image-left mouth corner,
         image-right mouth corner.
     score: the detector's confidence, 0..1.
@@ -33,9 +34,7 @@ class Face:
         box = np.asarray(self.box_xyxy, dtype=np.float32)
         landmarks = np.asarray(self.landmarks_xy, dtype=np.float32)
         if box.shape != (4,) or landmarks.shape != (5, 2):
-            raise ValueError(
-                f"expected a box of shape (4,) and landmarks of shape (5, 2), got {box.shape} and {landmarks.shape}"
-            )
+            raise ValueError(f"expected box (4,) and landmarks (5, 2), got {box.shape} and {landmarks.shape}")
         if not (np.isfinite(box).all() and np.isfinite(landmarks).all()):
             raise ValueError(f"box and landmarks must be finite, got {box.tolist()} and {landmarks.tolist()}")
         if box[2] <= box[0] or box[3] <= box[1]:
@@ -75,8 +74,10 @@ def check_frames(frames_rgb: Sequence[np.ndarray]) -> None:
     """Raise ValueError (got versus expected) unless every frame is uint8 (height, width, 3) with an area."""
     for index, frame in enumerate(frames_rgb):
         if not isinstance(frame, np.ndarray):
-            raise ValueError(f"frame {index}: expected a uint8 array (height, width, 3) RGB, got {type(frame).__name__}")
+            raise ValueError(
+                f"frame {index}: expected uint8 (height, width, 3) RGB, got {type(frame).__name__}"
+            )
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
             raise ValueError(
-                f"frame {index}: expected a uint8 array (height, width, 3) RGB, got {frame.dtype} {frame.shape}"
+                f"frame {index}: expected uint8 (height, width, 3) RGB, got {frame.dtype} {frame.shape}"
             )

@@ -69,10 +69,11 @@ def find_tracks(faces_by_frame: Mapping[int, Sequence[Face]]) -> list[Track]:
     not matter.
 
     In each frame, the pairs of an open track and a face that are near enough (centre within 0.5 face sides of
-    where the track's velocity puts it, plus 0.03 per frame of gap, at most 1; sizes within a factor of 2) are
-    taken greedily, cheapest first. The cost of a pair is the mean landmark distance in face sides, plus one
-    minus the IoU, plus the absolute log2 of the size ratio. A track that finds no face waits 10 sampling
-    steps (at least 50 frames) and then closes; a face that finds no track opens one.
+    where it was or where its velocity puts it, plus 0.03 per frame of gap, at most 1; sizes within a factor
+    of 2) are taken greedily, cheapest first. The cost of a pair is the mean landmark distance from where the
+    velocity puts them, in face sides, plus one minus the IoU, plus the absolute log2 of the size ratio. A
+    track that finds no face waits 10 sampling steps (at least 50 frames) and then closes; a face that finds
+    no track opens one.
 
     Returns the tracks, best first: by coverage (share of the given frames where the track has a face) times
     median side. A face twice as big wins only if it is there at least half as often. Ties: the earlier and
@@ -100,7 +101,7 @@ def find_tracks(faces_by_frame: Mapping[int, Sequence[Face]]) -> list[Track]:
 
 
 def largest_track(faces_by_frame: Mapping[int, Sequence[Face]]) -> Track | None:
-    """The largest consistently tracked face (see `find_tracks` for the rule), or None where there is no face."""
+    """The largest consistently tracked face (rule: see `find_tracks`), or None where there is no face."""
     tracks = find_tracks(faces_by_frame)
     return tracks[0] if tracks else None
 
@@ -133,7 +134,9 @@ def _cost(track: _Open, face: Face, frame: int) -> float | None:
     reach = min(_REACH_SIDES + _REACH_SIDES_PER_FRAME * gap, _REACH_SIDES_MOST)
     unit = (side * side_before) ** 0.5
     shift = track.shift_xy(frame)
-    if np.hypot(*(_centre(last) + shift - _centre(face))) > reach * unit:
+    step = _centre(face) - _centre(last)
+    # A face that stopped is still found, but one that goes on as before is preferred: people who cross.
+    if min(np.hypot(*step), np.hypot(*(step - shift))) > reach * unit:
         return None
     moved = last.landmarks_xy + shift - face.landmarks_xy
     landmark_distance = float(np.hypot(moved[:, 0], moved[:, 1]).mean()) / unit

@@ -13,7 +13,7 @@ from typing import Literal
 import ffmpeg
 import numpy as np
 
-from qadprep.video.ffmpeg import FfmpegError, ffmpeg_exe, error_line
+from qadprep.video.ffmpeg import FfmpegError, error_line, ffmpeg_exe
 from qadprep.video.probe import VideoInfo
 
 THUMB_WIDTH, THUMB_HEIGHT = 160, 90
@@ -38,7 +38,8 @@ class FrameReader:
         info: its probe; gives the picture size.
         indices: frame numbers from 0, counted in display order, strictly rising.
         thumbs: which frames also get a 160x90 luminance thumbnail: `"selected"` (those at `indices`), `"all"`
-            (every frame from 0 to the last index), or None.
+            (every frame from 0 to `thumbs_to`), or None.
+        thumbs_to: last frame with a thumbnail; the last index when not given.
         threads: decoder threads of ffmpeg.
 
     Iterating yields `Decoded`. After the iteration `thumbnails` maps frame index -> uint8 (90, 160).
@@ -53,6 +54,7 @@ class FrameReader:
         indices: Sequence[int],
         *,
         thumbs: Literal["selected", "all"] | None = None,
+        thumbs_to: int | None = None,
         threads: int = 1,
     ) -> None:
         self.path, self.info = Path(path), info
@@ -62,6 +64,7 @@ class FrameReader:
         if self.indices[0] < 0:
             raise ValueError(f"indices must not be negative, got {self.indices[0]}")
         self.thumbs, self.threads = thumbs, threads
+        self.thumbs_to = self.indices[-1] if thumbs_to is None else thumbs_to
         self.thumbnails: dict[int, np.ndarray] = {}
         self.missing: list[int] = []
         self.error: str | None = None
@@ -107,7 +110,6 @@ class FrameReader:
                 self._read_thumbs(thumb_file)
 
     def _command(self, thumb_file: Path) -> list[str]:
-        last = self.indices[-1]
         select = "+".join(f"between(n,{a},{b})" if b > a else f"eq(n,{a})" for a, b in _runs(self.indices))
         source = ffmpeg.input(
             str(self.path.absolute()),
@@ -132,7 +134,7 @@ class FrameReader:
         outputs = [wanted]
         if self.thumbs:
             stream = chosen[1] if self.thumbs == "selected" else both[1]
-            count = len(self.indices) if self.thumbs == "selected" else last + 1
+            count = len(self.indices) if self.thumbs == "selected" else self.thumbs_to + 1
             small = stream.filter("scale", THUMB_WIDTH, THUMB_HEIGHT, flags="area+accurate_rnd+bitexact")
             outputs.append(
                 ffmpeg.output(
@@ -163,7 +165,7 @@ class FrameReader:
         return buffer
 
     def _read_thumbs(self, thumb_file: Path) -> None:
-        numbers = self.indices if self.thumbs == "selected" else range(self.indices[-1] + 1)
+        numbers = self.indices if self.thumbs == "selected" else range(self.thumbs_to + 1)
         raw = np.fromfile(thumb_file, np.uint8) if thumb_file.exists() else np.empty(0, np.uint8)
         count = raw.size // (THUMB_WIDTH * THUMB_HEIGHT)
         pictures = raw[: count * THUMB_WIDTH * THUMB_HEIGHT].reshape(count, THUMB_HEIGHT, THUMB_WIDTH)

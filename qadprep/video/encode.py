@@ -66,7 +66,11 @@ def _encode(frames: Iterable[np.ndarray], path: Path, fps: Fraction | float, **o
     _check(first, first.shape)
     height, width = first.shape[:2]
     source = ffmpeg.input(
-        "pipe:0", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=str(Fraction(fps).limit_denominator(1001))
+        "pipe:0",
+        format="rawvideo",
+        pix_fmt="rgb24",
+        s=f"{width}x{height}",
+        framerate=str(Fraction(fps).limit_denominator(1001)),
     )
 
     def feed():  # noqa: ANN202
@@ -93,8 +97,16 @@ def _run(stream: object, path: Path, frames: Iterable[np.ndarray] | None, **opti
     command = ffmpeg.compile(
         # One encoder thread: x264's output depends on their number.
         ffmpeg.output(
-            stream, str(temporary), format="mp4", threads=1, fps_mode="passthrough", fflags="+bitexact", **options
-        ).global_args("-hide_banner", "-nostdin" if frames is None else "-hide_banner", "-xerror", "-loglevel", "error"),
+            stream,
+            str(temporary),
+            format="mp4",
+            threads=1,
+            fps_mode="passthrough",
+            fflags="+bitexact",
+            **options,
+        ).global_args(
+            "-hide_banner", "-nostdin" if frames is None else "-hide_banner", "-xerror", "-loglevel", "error"
+        ),
         cmd=ffmpeg_exe(),
         overwrite_output=True,
     )

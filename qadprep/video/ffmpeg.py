@@ -42,7 +42,11 @@ def ffmpeg_exe() -> str:
 def ffmpeg_version() -> str:
     """First line of `ffmpeg -version`, such as `ffmpeg version 7.0.2 ...`; recorded with everything that is encoded."""
     result = subprocess.run(
-        [ffmpeg_exe(), "-hide_banner", "-version"], capture_output=True, text=True, errors="replace", check=False
+        [ffmpeg_exe(), "-hide_banner", "-version"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     return result.stdout.splitlines()[0].strip() if result.stdout else "unknown"
 

@@ -90,7 +90,8 @@ def probe(path: str | Path) -> VideoInfo:
             raise ProbeError("no_frames", f"{path}: the video stream holds no frames")
         if header > frames:
             raise ProbeError(
-                "truncated", f"{path}: holds {frames} of the {header} frames its header promises; fetch it again"
+                "truncated",
+                f"{path}: holds {frames} of the {header} frames its header promises; fetch it again",
             )
         if context is None or not context.width or not context.height:
             raise ProbeError("unreadable", f"{path}: the stream's picture size is unknown")

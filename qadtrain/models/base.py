@@ -34,7 +34,9 @@ class TappedModel(nn.Module):
         self.taps = tuple(taps)
         self._seen: dict[str, Tensor] = {}
         if not isinstance(self.head, nn.Linear):
-            raise UserError(f"model.name: got a model whose classifier is a {type(self.head).__name__}, expected Linear")
+            raise UserError(
+                f"model.name: got a model whose classifier is a {type(self.head).__name__}, expected Linear"
+            )
         modules = dict(backbone.named_modules())
         for tap in self.taps:
             if tap in ("pooled", "logits"):
@@ -75,7 +77,9 @@ class TappedModel(nn.Module):
     def _remember(self, tap: str):  # noqa: ANN202 (a torch hook)
         def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not torch.is_tensor(output):
-                raise UserError(f"model.taps: got {tap!r}, whose output is a {type(output).__name__}, expected a tensor")
+                raise UserError(
+                    f"model.taps: got {tap!r}, whose output is a {type(output).__name__}, expected a tensor"
+                )
             self._seen[tap] = output
 
         return hook

@@ -1,0 +1,5 @@
+"""`python -m qadprep`."""
+
+from qadprep.cli import main
+
+main()

@@ -1,0 +1,153 @@
+"""Run many groups over worker processes: resume, progress, crashes of single workers, Ctrl-C."""
+
+import contextlib
+import ctypes
+import fcntl
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qadprep.errors import UserError
+
+MAX_CRASHES = 5
+
+Task, Result = TypeVar("Task"), TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold a lock on an output folder; freed by the system when the process ends, however it ends.
+
+    Raises:
+        UserError: another run is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --out") from None
+        yield
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    function: Callable[[Task], Result],
+    on_result: Callable[[Task, Result], None],
+    on_crash: Callable[[Task, str], None],
+    *,
+    workers: int,
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> None:
+    """Call `function` on every task in worker processes; results arrive in the order they are done.
+
+    A worker that dies (out of memory, a crash in a native library) takes the tasks in flight with it; those are tried
+    again one by one, so that only the guilty one is reported to `on_crash`.
+
+    Args:
+        function: must be importable; it should return failures as values. An exception counts as a crash of its task.
+        initializer: runs once in each worker.
+
+    Raises:
+        KeyboardInterrupt: after the workers have been ended.
+    """
+    pending = list(tasks)
+    suspects: list[Task] = []
+    crashes = 0
+    while pending or suspects:
+        alone = bool(suspects)
+        batch, pending = (suspects[:1], pending) if alone else (pending, [])
+        if alone:
+            suspects = suspects[1:]
+        unfinished = _run_pool(batch, function, on_result, on_crash, 1 if alone else workers, initializer, initargs)
+        crashes = crashes + 1 if alone and unfinished else 0
+        if crashes >= MAX_CRASHES:
+            raise UserError(
+                f"{crashes} worker processes died one after the other; is there memory for --workers {workers}? "
+                "--debug shows what they wrote"
+            )
+        if alone and unfinished:
+            on_crash(unfinished[0], "its worker process died (out of memory, or a crash in a native library)")
+        elif unfinished:
+            # Those that may have been in flight are suspects; the rest wait their turn.
+            suspects, pending = unfinished[: 2 * workers + 1], unfinished[2 * workers + 1 :]
+
+
+def _run_pool(
+    tasks: Sequence[Task],
+    function: Callable[[Task], Result],
+    on_result: Callable[[Task, Result], None],
+    on_crash: Callable[[Task, str], None],
+    workers: int,
+    initializer: Callable[..., None] | None,
+    initargs: tuple[Any, ...],
+) -> list[Task]:
+    """Run tasks until done or until a worker dies; returns those without a result, in order."""
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(os.getpid(), initializer, initargs),
+    )
+    waiting = iter(range(len(tasks)))
+    futures: dict[Future, int] = {}
+    done: set[int] = set()
+    broken = False
+
+    def submit() -> None:
+        # A bounded number in flight: results stay small and a broken pool has few suspects.
+        for number in waiting:
+            futures[pool.submit(function, tasks[number])] = number
+            if len(futures) >= 2 * workers:
+                return
+
+    try:
+        submit()
+        while futures and not broken:
+            finished, _ = wait(futures, return_when=FIRST_COMPLETED)
+            for future in finished:
+                number = futures.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    broken = True
+                    continue
+                except Exception as error:
+                    on_crash(tasks[number], f"{type(error).__name__}: {error}")
+                else:
+                    on_result(tasks[number], result)
+                done.add(number)
+            if not broken:
+                try:
+                    submit()
+                except BrokenProcessPool:
+                    broken = True
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return [task for number, task in enumerate(tasks) if number not in done]
+
+
+def _start_worker(parent: int, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+    """In each worker: leave Ctrl-C to the parent, end when the parent is killed, then the caller's own set-up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: Linux only
+    if os.getppid() != parent:
+        os._exit(1)  # the parent was gone before the line above took effect
+    if initializer:
+        initializer(*initargs)

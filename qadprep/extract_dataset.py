@@ -1,0 +1,248 @@
+"""`qadprep extract`: a whole dataset -> face packs, over worker processes, going on where it stopped."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import qadprep
+from qadprep.catalog.base import Clip, Group, group_clips, read_dataset
+from qadprep.catalog.manifest import read_manifest
+from qadprep.config import ExtractConfig, guard_output, write_json
+from qadprep.engine import available_cores, run_tasks, sole_user
+from qadprep.errors import UserError
+from qadprep.extract import GroupResult, extract_group, summarise
+from qadprep.pack import pack_paths, read_meta, read_pack
+from qadprep.progress import progress_bar
+from qadprep.ustar import remove_leftovers
+
+CONFIG_NAME = "extract.json"
+REPORT_NAME = "extract-report.json"
+
+
+@dataclass
+class ExtractSummary:
+    """What a run of `extract` left in the output folder, groups of earlier runs included.
+
+    Attributes:
+        results: one entry a group, sorted by group.
+        crashed: (group, message) of groups whose worker died; they have no pack.
+        detector: the sentence that says which detector ran and why.
+        seconds: wall-clock seconds of this run.
+    """
+
+    results: list[GroupResult] = field(default_factory=list)
+    crashed: list[tuple[str, str]] = field(default_factory=list)
+    detector: str = ""
+    seconds: float = 0.0
+    workers: int = 1
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything could not be used."""
+        return bool(self.crashed) or any(result.failures for result in self.results)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Machine-readable form (`--json`, extract-report.json)."""
+        return {
+            "groups": len(self.results),
+            "groups_skipped": sum(result.skipped for result in self.results),
+            "tuples": sum(result.tuples for result in self.results),
+            "statuses": add_up(result.statuses for result in self.results),
+            "sync": add_up(result.sync for result in self.results),
+            "failures": [
+                {"group": r.group, "what": what, "status": status, "message": message}
+                for r in self.results
+                for what, status, message in r.failures
+            ]
+            + [{"group": group, "what": group, "status": "worker_died", "message": m} for group, m in self.crashed],
+            "notes": [{"clip": clip, "note": note} for r in self.results for clip, note in r.notes],
+            "pack_bytes": sum(result.pack_bytes for result in self.results),
+            "stage_seconds": {k: round(v, 3) for k, v in add_up(r.seconds for r in self.results).items()},
+            "seconds": round(self.seconds, 3),
+            "workers": self.workers,
+            "detector": self.detector,
+        }
+
+
+def add_up(parts: Any) -> dict[str, Any]:
+    """Sum dictionaries of numbers key by key; keys sorted."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = total.get(key, 0) + value
+    return dict(sorted(total.items()))
+
+
+def extract(
+    root: Path,
+    out: Path,
+    config: ExtractConfig,
+    *,
+    detector: str = "auto",
+    weights: Path | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+    overwrite: bool = False,
+    manifest: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> ExtractSummary:
+    """Extract every group of a dataset into face packs.
+
+    Args:
+        root: the dataset's root folder.
+        out: folder of the packs, `<dataset>/<group>.tar` and `.parquet`.
+        config: what decides the bytes; its `detector` field is filled in here.
+        detector: `auto`, `mtcnn` or `retinaface`.
+        weights: RetinaFace weights file.
+        workers: processes; 0 takes one per core. Does not change the output.
+        overwrite: replace packs of another config.
+        manifest: read the clips from this file instead of scanning the root.
+        say: takes remarks for the user, such as which detector runs.
+
+    Raises:
+        UserError: wrong use; nothing has been written then.
+    """
+    from qadprep.faces import choose_detector, make_detector
+    from qadprep.video.ffmpeg import ffmpeg_version
+
+    start = time.monotonic()
+    if manifest is None:
+        clips = read_dataset(config.dataset, root).clips
+    else:
+        clips = [clip for clip in read_manifest(manifest) if clip.dataset == config.dataset]
+        if not clips:
+            raise UserError(f"{manifest}: no clip of dataset {config.dataset!r} in it")
+    _check_qualities(clips, config, root)
+    name, sentence = choose_detector(detector, weights)
+    if say:
+        say(sentence)
+    # Loaded here as well, so that missing or broken weights stop the run before any worker starts.
+    identity = make_detector(name, weights, device).identity()
+    config = config.model_copy(update={"detector": identity})
+    groups = group_clips(clips)
+    cores = available_cores()
+    workers = min(workers or cores, len(groups))
+    summary = ExtractSummary(detector=sentence, workers=workers)
+    with sole_user(out):
+        replace = guard_output(out, CONFIG_NAME, config.model_dump(mode="json"), overwrite)
+        if replace:
+            for pack in sorted((out / config.dataset).glob("*.parquet")):
+                pack.unlink()
+        write_json(out / CONFIG_NAME, config.model_dump(mode="json"))
+        remove_leftovers(out / config.dataset)
+        todo = []
+        for group in groups:
+            earlier = _finished(group, root, out, config)
+            if earlier:
+                summary.results.append(earlier)
+            else:
+                todo.append(group)
+        meta = {"tool": f"qadprep {qadprep.__version__}", "ffmpeg": ffmpeg_version()}
+        with progress_bar("extract", len(todo), "groups") as advance:
+
+            def on_result(group: Group, result: GroupResult) -> None:
+                summary.results.append(result)
+                advance(1, f"{group.name}: {result.tuples} tuples")
+
+            def on_crash(group: Group, message: str) -> None:
+                summary.crashed.append((group.name, message))
+                advance(1, f"{group.name}: {message}")
+
+            run_tasks(
+                todo,
+                extract_one,
+                on_result,
+                on_crash,
+                workers=workers,
+                initializer=_set_up,
+                initargs=(root, out, config, name, weights, device, meta, max(1, cores // workers)),
+            )
+        summary.results.sort(key=lambda result: result.group)
+        summary.crashed.sort()
+        summary.seconds = time.monotonic() - start
+        write_json(out / REPORT_NAME, summary.as_dict())
+    return summary
+
+
+def _check_qualities(clips: list[Clip], config: ExtractConfig, root: Path) -> None:
+    found = {quality for clip in clips for quality in clip.paths}
+    for quality in config.qualities:
+        if quality not in found:
+            there = ",".join(q for q in ("raw", "c23", "c40") if q in found) or ",".join(sorted(found))
+            raise UserError(f"{root}: no video of quality {quality!r}; it has {there} (--qualities {there})")
+
+
+def _finished(group: Group, root: Path, out: Path, config: ExtractConfig) -> GroupResult | None:
+    """The stored result of a group whose pack is complete, of this config, and of the files as they are now."""
+    tar, table = pack_paths(out, group.dataset, group.name)
+    meta = read_meta(table)
+    if not meta or meta.get("config_hash") != config.hash() or not tar.is_file():
+        return None
+    now = {(clip.method, clip.name, q): clip.paths.get(q, "") for clip in group.clips for q in config.qualities}
+    if now != {(f["method"], f["clip"], f["quality"]): f["path"] for f in meta["files"]}:
+        return None  # files came or went
+    for record in meta["files"]:
+        path = root / record["path"]
+        size = path.stat().st_size if record["path"] and path.is_file() else -1
+        if size != record["bytes"]:
+            return None  # fetched again
+    pack = read_pack(table)
+    columns = (pack.table[name].to_pylist() for name in ("method", "name", "status"))
+    rows = list(zip(*columns, strict=True))
+    result = summarise(group.name, rows, pack.files, [tuple(note) for note in meta["notes"]])
+    result.pack_bytes, result.skipped = tar.stat().st_size, True
+    return result
+
+
+_worker: dict[str, Any] = {}
+
+
+def _set_up(
+    root: Path,
+    out: Path,
+    config: ExtractConfig,
+    detector: str,
+    weights: Path | None,
+    device: str,
+    meta: dict[str, str],
+    threads: int,
+) -> None:
+    """In each worker: one thread for OpenCV and torch, whose float results may depend on the number of threads."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import cv2
+    import torch
+
+    from qadprep.faces import make_detector
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    _worker.update(
+        root=root,
+        out=out,
+        config=config,
+        detector=make_detector(detector, weights, device),
+        meta=meta,
+        threads=threads,
+    )
+
+
+def extract_one(group: Group) -> GroupResult:
+    """One group in a worker that `_set_up` has prepared."""
+    return extract_group(group, **_worker)
+
+
+def load_config(folder: Path) -> ExtractConfig:
+    """The config a folder of face packs was written with.
+
+    Raises:
+        UserError: no face packs there.
+    """
+    file = folder / CONFIG_NAME
+    try:
+        return ExtractConfig(**json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no face packs there (no readable {CONFIG_NAME}: {error})") from error

@@ -1,0 +1,218 @@
+"""RetinaFace with a ResNet-50 (Deng et al., 2020, arXiv:1905.00641): the network of retinaface-pytorch 0.0.8.
+
+Network, anchors' decoding, thresholds and scaling are the package's, and so are the boxes and landmarks that
+come out; what is ours is that frames go through it in batches and that anchors are laid out once per frame
+size. The package's own `predict_single` is not used: it needs albumentations, and takes one picture at a
+time.
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import metadata
+from math import ceil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from retinaface.box_utils import decode, decode_landm
+from retinaface.network import RetinaFace
+from torchvision.ops import nms
+
+from qadprep.errors import UserError
+from qadprep.faces.base import Face, check_frames
+from qadprep.faces.weights import read_state_dict, sha256_of
+
+_STEPS_PX = (8, 16, 32)
+_ANCHORS_PX = ((16, 32), (64, 128), (256, 512))
+_VARIANCES = (0.1, 0.2)
+# ImageNet mean and standard deviation on the scale 0..255.
+_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32) * 255
+_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32) * 255
+
+
+class RetinaFaceDetector:
+    """RetinaFace on the CPU or a CUDA device.
+
+    weights: a .zip, .pth or .safetensors (see `qadprep.faces.weights.read_state_dict`).
+    long_side_px: every frame is scaled (up or down, bilinear) until its longer side has this length.
+    score_least, nms_iou: the package's defaults. batch: frames per pass of the network; 1 on the CPU by
+        default,
+        where more is no faster, which makes results bit-identical whatever else is in the call; 16 on CUDA.
+    """
+
+    name = "retinaface"
+
+    def __init__(
+        self,
+        weights: Path,
+        device: str = "cpu",
+        *,
+        long_side_px: int = 640,
+        score_least: float = 0.7,
+        nms_iou: float = 0.4,
+        batch: int | None = None,
+    ) -> None:
+        self._device = torch.device(device)
+        self._long_side_px = long_side_px
+        self._score_least = score_least
+        self._nms_iou = nms_iou
+        self._batch = batch or (1 if self._device.type == "cpu" else 16)
+        self._weights_sha256 = sha256_of(weights)
+        network = build_network()
+        load_weights(network, weights)
+        self._network = network.eval().to(self._device)
+
+    def identity(self) -> dict[str, str | float | int]:
+        """See `Detector.identity`."""
+        return {
+            "name": self.name,
+            "package": f"retinaface-pytorch {metadata.version('retinaface-pytorch')}",
+            "weights_sha256": self._weights_sha256,
+            "long_side_px": self._long_side_px,
+            "score_least": self._score_least,
+            "nms_iou": self._nms_iou,
+        }
+
+    def detect(self, frames_rgb: Sequence[np.ndarray]) -> list[list[Face]]:
+        """See `Detector.detect`. Frames of one size share passes of the network.
+
+        A frame so thin that its shorter side would vanish at `long_side_px` gives an empty list.
+        """
+        check_frames(frames_rgb)
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, frame in enumerate(frames_rgb):
+            by_size.setdefault(frame.shape[:2], []).append(index)
+        found: list[list[Face]] = [[] for _ in frames_rgb]
+        for (height, width), indices in by_size.items():
+            scaled_height, scaled_width = _scaled_size(height, width, self._long_side_px)
+            if min(scaled_height, scaled_width) < 1:
+                continue
+            for start in range(0, len(indices), self._batch):
+                part = indices[start : start + self._batch]
+                faces = self._detect([frames_rgb[i] for i in part], (scaled_height, scaled_width))
+                for index, faces_of_frame in zip(part, faces, strict=True):
+                    found[index] = faces_of_frame
+        return found
+
+    @torch.inference_mode()
+    def _detect(self, frames: list[np.ndarray], scaled: tuple[int, int]) -> list[list[Face]]:
+        images = np.stack([_prepared(frame, scaled) for frame in frames])
+        boxes, logits, landmarks = self._network(torch.from_numpy(images).to(self._device))
+        scores = torch.softmax(logits, dim=-1)[:, :, 1]
+        anchors = anchors_for(*scaled).to(self._device)
+        return [
+            self._faces(boxes[i], scores[i], landmarks[i], anchors, scaled, frame.shape[:2])
+            for i, frame in enumerate(frames)
+        ]
+
+    def _faces(
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        landmarks: torch.Tensor,
+        anchors: torch.Tensor,
+        scaled: tuple[int, int],
+        size: tuple[int, int],
+    ) -> list[Face]:
+        """One frame's raw outputs, (anchors, 4), (anchors,), (anchors, 10), to faces, best score first."""
+        keep = scores > self._score_least
+        boxes, scores, landmarks, anchors = boxes[keep], scores[keep], landmarks[keep], anchors[keep]
+        to_px = torch.tensor([scaled[1], scaled[0]], device=boxes.device)
+        boxes = decode(boxes, anchors, _VARIANCES) * to_px.repeat(2)
+        landmarks = decode_landm(landmarks, anchors, _VARIANCES) * to_px.repeat(5)
+        keep = nms(boxes, scores, self._nms_iou)
+        height, width = size
+        # The package scales x by the ratio of the heights too; where rounding makes the two ratios differ
+        # (854x480 becomes 640x360), that is off by up to a pixel at the far right, and kept for the sake of
+        # equal results.
+        to_frame = height / scaled[0]
+        boxes_xyxy = boxes[keep].cpu().numpy() * to_frame
+        landmarks_xy = landmarks[keep].cpu().numpy().reshape(-1, 5, 2) * to_frame
+        # Like the package: a box that begins in the last pixel or beyond it is no face; all others stay
+        # unclipped.
+        start = np.maximum(boxes_xyxy[:, :2], 0)
+        inside = ((start < [width - 1, height - 1]) & (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2])).all(axis=1)
+        return [
+            Face(boxes_xyxy[i], landmarks_xy[i], float(score))
+            for i, score in enumerate(scores[keep].cpu().numpy())
+            if inside[i]
+        ]
+
+
+def build_network() -> torch.nn.Module:
+    """The package's network as its `predict_single.Model` builds it, with random weights, in training
+    mode."""
+    with warnings.catch_warnings():
+        # The package asks torchvision for an untrained ResNet-50 in the way of 2021.
+        warnings.filterwarnings(
+            "ignore", message="The parameter 'pretrained' is deprecated", category=UserWarning
+        )
+        warnings.filterwarnings("ignore", message="Arguments other than a weight enum", category=UserWarning)
+        return RetinaFace(
+            name="Resnet50",
+            pretrained=False,
+            return_layers={"layer2": 1, "layer3": 2, "layer4": 3},
+            in_channels=256,
+            out_channels=256,
+        )
+
+
+def load_weights(network: torch.nn.Module, path: Path) -> None:
+    """Load a weights file into the network; UserError, one line, where names or shapes do not fit exactly."""
+    given, wanted = read_state_dict(path), network.state_dict()
+    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    if missing or unexpected:
+        raise UserError(
+            f"{path} does not hold the weights of RetinaFace ResNet-50: {_listed(missing, 'missing')}, "
+            f"{_listed(unexpected, 'unexpected')}"
+        )
+    misshapen = [name for name in sorted(wanted) if given[name].shape != wanted[name].shape]
+    if misshapen:
+        name = misshapen[0]
+        raise UserError(
+            f"{path} does not hold the weights of RetinaFace ResNet-50: {len(misshapen)} tensors of a wrong "
+            f"shape, first {name}: expected {tuple(wanted[name].shape)}, got {tuple(given[name].shape)}"
+        )
+    network.load_state_dict(given)
+
+
+@lru_cache(maxsize=8)
+def anchors_for(height: int, width: int) -> torch.Tensor:
+    """Anchors of a picture: float32 (n, 4), centre x, centre y, width, height as shares of the picture.
+
+    Order: step 8, 16, 32; rows, columns, the two sizes. Bit-equal to the package's `priorbox`, and about 100
+    times as fast. The tensor is shared: do not write to it.
+    """
+    layers = []
+    for step, sizes in zip(_STEPS_PX, _ANCHORS_PX, strict=True):
+        centre_y = (np.arange(ceil(height / step)) + 0.5) * step / height
+        centre_x = (np.arange(ceil(width / step)) + 0.5) * step / width
+        layer = np.empty((len(centre_y), len(centre_x), len(sizes), 4))
+        layer[..., 0] = centre_x[None, :, None]
+        layer[..., 1] = centre_y[:, None, None]
+        layer[..., 2] = np.array(sizes) / width
+        layer[..., 3] = np.array(sizes) / height
+        layers.append(layer.reshape(-1, 4))
+    return torch.from_numpy(np.concatenate(layers).astype(np.float32))
+
+
+def _scaled_size(height: int, width: int, long_side_px: int) -> tuple[int, int]:
+    """(height, width) with the longer side at `long_side_px`; halves are rounded to even, as albumentations
+    does."""
+    scale = long_side_px / max(height, width)
+    return round(height * scale), round(width * scale)
+
+
+def _prepared(frame_rgb: np.ndarray, scaled: tuple[int, int]) -> np.ndarray:
+    """Scaled, normalised, channels first: float32 (3, height, width)."""
+    if frame_rgb.shape[:2] != scaled:
+        frame_rgb = cv2.resize(frame_rgb, (scaled[1], scaled[0]), interpolation=cv2.INTER_LINEAR)
+    normalised = (frame_rgb.astype(np.float32) - _MEAN) * np.reciprocal(_STD)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def _listed(names: list[str], what: str) -> str:
+    shown = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    return f"{len(names)} {what}{shown}"

@@ -1,0 +1,266 @@
+"""`qadprep shard`: face packs -> a shard set. Complete tuples only, shuffled by tuple, the same bytes every time."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import qadprep
+from qadprep.config import ShardConfig, guard_output, write_json
+from qadprep.engine import sole_user
+from qadprep.errors import UserError
+from qadprep.extract_dataset import load_config
+from qadprep.pack import find_packs, read_pack
+from qadprep.progress import progress_bar
+from qadprep.sampling import draw
+from qadprep.shardset import FORMAT_MAJOR, FORMAT_MINOR, INDEX_NAME
+from qadprep.ustar import TarWriter, atomic_file, remove_leftovers
+
+CONFIG_NAME = "shard.json"
+CODEC = "png"
+SPLIT_ORDER = ("train", "val", "test")
+_KEY = re.compile(r"[A-Za-z0-9_/-]+")
+# Columns of the index besides key, offset, length and the per-quality ones; docs/format.md lists them all.
+_COPIED = ("label", "split", "dataset", "method", "group", "target", "source", "frame", "face", "geometry")
+_IN_JSON = ("label", "split", "dataset", "method", "group", "target", "source", "frame", "face", "geometry", "detector",
+            "score", "box_xyxy", "landmarks_xy", "affine")  # fmt: skip
+
+
+@dataclass
+class ShardSummary:
+    """What `shard` wrote: tuples per split, shards, bytes, and attempted tuples that were left out, by status."""
+
+    tuples: dict[str, int]
+    shards: int
+    bytes: int
+    left_out: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Machine-readable form (`--json`)."""
+        return {"tuples": self.tuples, "shards": self.shards, "bytes": self.bytes, "left_out": self.left_out}
+
+
+def shard(faces: Path, out: Path, config: ShardConfig, *, overwrite: bool = False) -> ShardSummary:
+    """Write a shard set from the face packs in a folder.
+
+    The order inside a split is by sha256 of (seed, key): it depends neither on the packs' order nor on other tuples.
+    Crops are copied as they are in the packs, never decoded.
+
+    Args:
+        faces: folder that `extract` wrote.
+        out: folder of the shard set.
+        overwrite: replace a shard set of another config or of other packs.
+
+    Raises:
+        UserError: no packs, packs of several configs, no complete tuple, or another shard set in `out`.
+    """
+    extract_config = load_config(faces)
+    tuples, left_out, packs_hash = _collect(faces, extract_config.hash(), extract_config.qualities)
+    if not tuples:
+        raise UserError(
+            f"{faces}: not one complete tuple in its packs ({_words(left_out)}); see the table of `qadprep extract`"
+        )
+    described = {
+        **config.model_dump(mode="json"),
+        "config_hash": config.hash(packs_hash),
+        "packs_hash": packs_hash,
+        "extract": extract_config.model_dump(mode="json"),
+    }
+    qualities = extract_config.qualities
+    with sole_user(out):
+        guard_output(out, CONFIG_NAME, described, overwrite)
+        # Until shards.json is back, the folder is no shard set: a killed run is never taken for a whole one.
+        (out / INDEX_NAME).unlink(missing_ok=True)
+        remove_leftovers(out)
+        for old in [*out.glob("*-[0-9]*.tar"), *out.glob("*-[0-9]*.parquet")]:
+            old.unlink()
+        write_json(out / CONFIG_NAME, described)
+        shardlist = []
+        with progress_bar("shard", len(tuples), "tuples") as advance, _Packs() as packs:
+            for split, number, part in _parts(tuples, config):
+                shardlist.append(_write_shard(out, split, number, part, qualities, packs))
+                advance(len(part), shardlist[-1]["url"])
+        per_split = {split: sum(s["nsamples"] for s in shardlist if s["split"] == split) for split in _splits(tuples)}
+        info = {
+            "__kind__": "wids-shard-index-v1",
+            "wids_version": 1,
+            "name": f"{extract_config.dataset}-{extract_config.size_px}px",
+            "format_version": f"{FORMAT_MAJOR}.{FORMAT_MINOR}",
+            "tool": f"qadprep {qadprep.__version__}",
+            "qualities": list(qualities),
+            "codec": CODEC,
+            "size_px": extract_config.size_px,
+            "tuples": per_split,
+            "left_out": left_out,
+            "config_hash": described["config_hash"],
+            "config": described,
+            "shardlist": shardlist,
+        }
+        from qadprep.card import write_card
+
+        write_card(out / "README.md", info, tuples)
+        write_json(out / INDEX_NAME, info)
+    return ShardSummary(per_split, len(shardlist), sum(s["filesize"] for s in shardlist), left_out)
+
+
+def _collect(
+    faces: Path, config_hash: str, qualities: tuple[str, ...]
+) -> tuple[list[dict[str, Any]], dict[str, int], str]:
+    """Every complete tuple of the packs, the attempted ones left out by status, and a hash over all the packs' content."""
+    tuples: list[dict[str, Any]] = []
+    left_out: dict[str, int] = {}
+    content = hashlib.sha256(config_hash.encode())
+    tables = find_packs(faces)
+    if not tables:
+        raise UserError(f"{faces}: no face packs there; write them with `qadprep extract`")
+    for path in tables:
+        pack = read_pack(path)
+        if pack.meta["config_hash"] != config_hash:
+            raise UserError(
+                f"{path}: is of another config than {faces / 'extract.json'}; finish `qadprep extract` with --overwrite"
+            )
+        for row in pack.table.to_pylist():
+            if row["status"] != "ok":
+                left_out[row["status"]] = left_out.get(row["status"], 0) + 1
+                continue
+            row["key"] = f"{row['dataset']}/{row['method']}/{row['name']}/{row['frame']:06d}_{row['face']}"
+            row["tar"] = pack.tar
+            if not _KEY.fullmatch(row["key"]):
+                raise UserError(f"{path}: {row['key']!r} cannot be a key; it must match {_KEY.pattern}")
+            content.update(
+                "".join([row["key"], row["split"], *(row[f"{q}_pixels_sha256"] for q in qualities)]).encode()
+            )
+            tuples.append(row)
+    return tuples, dict(sorted(left_out.items())), content.hexdigest()
+
+
+def _splits(tuples: list[dict[str, Any]]) -> list[str]:
+    found = {row["split"] for row in tuples}
+    return [s for s in SPLIT_ORDER if s in found] + sorted(found - set(SPLIT_ORDER))
+
+
+def _parts(tuples: list[dict[str, Any]], config: ShardConfig) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
+    """(split, shard number, its tuples in order)."""
+    for split in _splits(tuples):
+        rows = [row for row in tuples if row["split"] == split]
+        rows.sort(key=lambda row: (draw(config.seed, row["key"]), row["key"]))
+        for number, start in enumerate(range(0, len(rows), config.tuples_per_shard)):
+            yield split, number, rows[start : start + config.tuples_per_shard]
+
+
+class _Packs:
+    """Open pack tars, a bounded number at a time."""
+
+    LIMIT = 256
+
+    def __enter__(self) -> "_Packs":
+        self._open: dict[Path, BinaryIO] = {}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def read(self, tar: Path, offset: int, size: int) -> bytes:
+        if tar not in self._open:
+            if len(self._open) >= self.LIMIT:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[tar] = tar.open("rb")
+        data = os.pread(self._open[tar].fileno(), size, offset)
+        if len(data) != size:
+            raise UserError(
+                f"{tar}: cut short at byte {offset + len(data)}; delete its parquet and run `qadprep extract`"
+            )
+        return data
+
+
+def _write_shard(
+    out: Path, split: str, number: int, rows: list[dict[str, Any]], qualities: tuple[str, ...], packs: _Packs
+) -> dict[str, Any]:
+    """Write one tar and its index; returns its entry in shards.json."""
+    name = f"{split}-{number:06d}"
+    index: list[dict[str, Any]] = []
+    with atomic_file(out / f"{name}.tar") as file:
+        hashed = _HashedFile(file)
+        tar = TarWriter(hashed)
+        for row in rows:
+            entry = {"key": row["key"], "video": row["name"], "offset": tar.position}
+            entry |= {column: row[column] for column in _COPIED}
+            for quality in qualities:
+                data = packs.read(row["tar"], row[f"{quality}_offset"], row[f"{quality}_size"])
+                offset, size = tar.add(f"{row['key']}.{quality}.{CODEC}", data)
+                entry[f"{quality}_offset"], entry[f"{quality}_size"] = offset, size
+                for column in ("pixels_sha256", "psnr_db"):
+                    entry[f"{quality}_{column}"] = row[f"{quality}_{column}"]
+            sample = {"key": row["key"], "video": row["name"], **{column: row[column] for column in _IN_JSON}}
+            text = json.dumps(sample, sort_keys=True, separators=(",", ":"))
+            entry["json_offset"], entry["json_size"] = tar.add(f"{row['key']}.json", text.encode())
+            entry["length"] = tar.position - entry["offset"]
+            index.append(entry)
+        tar.finish()
+    with atomic_file(out / f"{name}.parquet") as file:
+        hashed_index = _HashedFile(file)
+        pq.write_table(pa.Table.from_pylist(index, schema=index_schema(qualities)), hashed_index, compression="zstd")
+    return {
+        "url": f"{name}.tar",
+        "nsamples": len(rows),
+        "filesize": hashed.size,
+        "md5sum": hashed.md5.hexdigest(),
+        "sha256": hashed.sha256.hexdigest(),
+        "split": split,
+        "index": f"{name}.parquet",
+        "index_sha256": hashed_index.sha256.hexdigest(),
+    }
+
+
+def index_schema(qualities: tuple[str, ...]) -> pa.Schema:
+    """Columns of a shard's parquet index (docs/format.md)."""
+    text = {"split", "dataset", "method", "group", "target", "source", "geometry"}
+    types = {"label": pa.int8(), "frame": pa.int32(), "face": pa.int16()}
+    fields = [("key", pa.string()), ("video", pa.string()), ("offset", pa.int64()), ("length", pa.int32())]
+    fields += [(column, pa.string() if column in text else types[column]) for column in _COPIED]
+    for quality in qualities:
+        fields += [
+            (f"{quality}_offset", pa.int64()),
+            (f"{quality}_size", pa.int32()),
+            (f"{quality}_pixels_sha256", pa.string()),
+            (f"{quality}_psnr_db", pa.float32()),
+        ]
+    return pa.schema([*fields, ("json_offset", pa.int64()), ("json_size", pa.int32())])
+
+
+class _HashedFile:
+    """A file for writing that hashes what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size, self.closed = 0, False
+        self.md5, self.sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        data = bytes(data)
+        self._file.write(data)
+        self.md5.update(data)
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing was attempted"

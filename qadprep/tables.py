@@ -1,0 +1,143 @@
+"""What the commands print: tables for people, or one JSON object on stdout."""
+
+import json as json_module
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qadprep.errors import UserError
+from qadprep.extract_dataset import ExtractSummary
+from qadprep.scan import ScanReport
+from qadprep.shard import ShardSummary
+from qadprep.verify import VerifyReport
+
+MAX_ROWS = 40
+
+
+def finish(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+    """Print the summary as JSON on stdout, or for people."""
+    if as_json:
+        print(json_module.dumps(result, sort_keys=True))
+    else:
+        show()
+
+
+def say(text: str) -> None:
+    """A remark during the work, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def count(value: int, option: str) -> int:
+    """A number of workers.
+
+    Raises:
+        UserError: negative.
+    """
+    if value < 0:
+        raise UserError(f"{option}: got {value}; expected 1 or more, or 0 for one per core")
+    return value
+
+
+def _console() -> Console:
+    # Piped output has no width of its own: wide enough that no reason is cut.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _print(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+    table = Table()
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("videos", "tuples", "seconds", "share", "count") else "left")
+    for row in rows[:MAX_ROWS]:
+        table.add_row(*(str(cell) for cell in row))
+    console = _console()
+    console.print(f"\n{title}", markup=False)
+    console.print(table, markup=False)
+    if len(rows) > MAX_ROWS:
+        console.print(f"... and {len(rows) - MAX_ROWS} more (--json lists all)")
+
+
+def scan(report: ScanReport, out: Path | None) -> None:
+    """Videos per method, split and quality, then the gaps."""
+    catalog = report.catalog
+    splits = [s for s in ("train", "val", "test") if any(c.split == s for c in catalog.clips)]
+    methods = list(dict.fromkeys(c.method for c in catalog.clips))
+    methods += sorted({m for m, _ in catalog.expected} - set(methods))
+    rows = []
+    for method in methods:
+        for split in splits or ["none"]:
+            expected = catalog.expected.get((method, split))
+            found = [report.counts.get((method, split, quality), 0) for quality in report.qualities]
+            if any(found) or expected:
+                rows.append((method, split, *found, expected if expected is not None else "-"))
+    _print(
+        f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups())} groups",
+        ["method", "split", *report.qualities, "official"],
+        rows,
+    )
+    if report.incomplete:
+        _print(
+            "clips that lack a quality",
+            ["clip", "missing"],
+            [(clip, ", ".join(missing)) for clip, missing in report.incomplete],
+        )
+    if report.no_original:
+        _print("manipulated clips without their original", ["clip"], [(clip,) for clip in report.no_original])
+    if catalog.ignored:
+        _print("files that were not taken", ["file", "reason"], catalog.ignored)
+    if out:
+        say(f"manifest: {out}")
+
+
+def extract(summary: ExtractSummary, out: Path) -> None:
+    """Failures and notes, stage timings, totals."""
+    result = summary.as_dict()
+    if result["failures"]:
+        _print(
+            "could not be used",
+            ["group", "what", "status", "why"],
+            [(f["group"], f["what"], f["status"], f["message"]) for f in result["failures"]],
+        )
+    if result["notes"]:
+        _print("used with a restriction", ["clip", "note"], [(n["clip"], n["note"]) for n in result["notes"]])
+    total = sum(result["stage_seconds"].values())
+    if total:
+        _print(
+            "where the time went (all workers together)",
+            ["stage", "seconds", "share"],
+            [(k, f"{v:.1f}", f"{100 * v / total:.0f} %") for k, v in result["stage_seconds"].items()],
+        )
+    _print("attempted tuples", ["status", "tuples"], list(result["statuses"].items()))
+    _print("shift test of the files", ["verdict", "videos"], list(result["sync"].items()))
+    skipped = f", {result['groups_skipped']} of them finished earlier" if result["groups_skipped"] else ""
+    say(
+        f"{result['tuples']} tuples from {result['groups']} groups{skipped}, {result['pack_bytes'] / 1e6:.1f} MB in {out}, "
+        f"{result['seconds']:.1f} s with {result['workers']} workers"
+    )
+
+
+def shard(summary: ShardSummary, out: Path) -> None:
+    """Tuples per split and what was left out."""
+    _print("tuples in the shards", ["split", "tuples"], list(summary.tuples.items()))
+    if summary.left_out:
+        _print("attempted and left out", ["status", "tuples"], list(summary.left_out.items()))
+    say(f"{summary.shards} shards, {summary.bytes / 1e6:.1f} MB in {out}")
+
+
+def verify(report: VerifyReport, path: Path) -> None:
+    """The faults, or that there is none."""
+    if report.faults:
+        _print(f"{path}: faults", ["shard", "key", "fault"], report.faults)
+    state = f"{len(report.faults)} faults" if report.faults else "every hash, count and pixel agrees"
+    say(f"{report.shards} shards, {report.tuples} tuples, {report.bytes / 1e6:.1f} MB: {state}")
+
+
+def demo(result: dict[str, Any]) -> None:
+    """Where the results lie."""
+    _print("stages of the demonstration", ["stage", "seconds"], [(k, f"{v:.1f}") for k, v in result["seconds"].items()])
+    say(result["scores_text"])
+    say(f"look at {result['report']} and {', '.join(result['contact_sheets'])}")
+    say(result["disclaimer"])

@@ -1,0 +1,194 @@
+"""`qadprep verify`: is every byte of a shard set what was written, and is every tuple whole?"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from qadprep.catalog.base import ORIGINAL
+from qadprep.engine import available_cores
+from qadprep.errors import UserError
+from qadprep.progress import progress_bar
+from qadprep.shardset import INDEX_NAME, ShardSet, decode_image, pixel_hash, read_index, read_info, tar_name
+from qadprep.ustar import BLOCK
+
+MAX_FAULTS_PER_SHARD = 20
+
+
+@dataclass
+class VerifyReport:
+    """Result of `verify`.
+
+    Attributes:
+        faults: (shard file, key or empty, what is wrong).
+    """
+
+    shards: int = 0
+    tuples: int = 0
+    bytes: int = 0
+    faults: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Machine-readable form (`--json`)."""
+        return {
+            "shards": self.shards,
+            "tuples": self.tuples,
+            "bytes": self.bytes,
+            "ok": not self.faults,
+            "faults": [{"shard": shard, "key": key, "fault": fault} for shard, key, fault in self.faults],
+        }
+
+
+def verify(path: Path, *, workers: int = 0) -> VerifyReport:
+    """Re-hash every shard and index, walk every tar header, decode every crop, compare with the index.
+
+    Args:
+        path: folder of the shard set.
+        workers: threads; 0 takes one per core.
+
+    Raises:
+        UserError: there is no shard set, or its `shards.json` cannot be read.
+    """
+    info = read_info(path)
+    report = VerifyReport()
+    shards = info["shardlist"]
+    listed = {INDEX_NAME, "shard.json", "README.md"} | {s["url"] for s in shards} | {s["index"] for s in shards}
+    for file in sorted(path.iterdir()):
+        if file.suffix in (".tar", ".parquet") and file.name not in listed:
+            report.faults.append((file.name, "", f"is not in {INDEX_NAME}: left over from another run?"))
+    seen: dict[str, str] = {}
+    with progress_bar("verify", len(shards), "shards") as advance:
+        with ThreadPoolExecutor(workers or available_cores()) as pool:
+            for shard, (keys, size, faults) in zip(
+                shards, pool.map(lambda s: _check_shard(path, info, s), shards), strict=True
+            ):
+                report.shards += 1
+                report.tuples += len(keys)
+                report.bytes += size
+                report.faults += [(shard["url"], key, fault) for key, fault in faults]
+                for key in keys:
+                    if key in seen:
+                        report.faults.append((shard["url"], key, f"the same key is in {seen[key]} too"))
+                    seen[key] = shard["url"]
+                advance(1, shard["url"])
+    report.faults += [(INDEX_NAME, "", fault) for fault in _split_leaks(path, report)]
+    return report
+
+
+def _check_shard(
+    path: Path, info: dict[str, Any], shard: dict[str, Any]
+) -> tuple[list[str], int, list[tuple[str, str]]]:
+    """(keys, bytes read, faults as (key, what is wrong)) of one shard; never raises for damage."""
+    faults: list[tuple[str, str]] = []
+    tar, index = path / shard["url"], path / shard["index"]
+    for file, expected in ((tar, shard["sha256"]), (index, shard["index_sha256"])):
+        try:
+            actual = _sha256(file)
+        except OSError as error:
+            return [], 0, [("", f"{file.name}: {error.strerror}")]
+        if actual != expected:
+            faults.append(("", f"{file.name}: sha256 is {actual[:12]}…, {INDEX_NAME} says {expected[:12]}…"))
+    size = tar.stat().st_size
+    if size != shard["filesize"]:
+        faults.append(("", f"has {size} bytes, {INDEX_NAME} says {shard['filesize']}"))
+    try:
+        table = read_index(path, shard)
+    except UserError as error:
+        return [], size, [*faults, ("", str(error))]
+    keys = table["key"].to_pylist()
+    with tar.open("rb") as file:
+        position = 0
+        for row in table.to_pylist():
+            if len(faults) >= MAX_FAULTS_PER_SHARD:
+                faults.append(("", "more faults follow; not listed"))
+                break
+            for fault in _check_tuple(file, row, info, position, shard["split"]):
+                faults.append((row["key"], fault))
+            position = row["offset"] + row["length"]
+        else:
+            file.seek(position)
+            if file.read(2 * BLOCK) != b"\0" * 2 * BLOCK:
+                faults.append(("", f"no end of archive at byte {position}: more members than the index knows?"))
+    return keys, size, faults
+
+
+def _check_tuple(file: Any, row: dict[str, Any], info: dict[str, Any], position: int, split: str) -> Iterator[str]:
+    if row["offset"] != position:
+        yield f"begins at byte {row['offset']} in the index, the tuple before it ends at {position}"
+    if row["split"] != split:
+        yield f"split is {row['split']!r} in a shard of {split!r}"
+    if (row["method"] == ORIGINAL) != (row["label"] == 0):
+        yield f"label {row['label']} contradicts method {row['method']!r}"
+    if row["key"] != f"{row['dataset']}/{row['method']}/{row['video']}/{row['frame']:06d}_{row['face']}":
+        yield "key contradicts its columns"
+    at = row["offset"]
+    for quality in info["qualities"]:
+        name = f"{row['key']}.{quality}.{info['codec']}"
+        data, fault = _member(file, at, name, row[f"{quality}_offset"], row[f"{quality}_size"])
+        if fault:
+            yield fault
+            return
+        try:
+            image = decode_image(data, info["size_px"])
+        except ValueError as error:
+            yield f"{quality} at byte {row[f'{quality}_offset']}: {error}"
+        else:
+            if pixel_hash(image) != row[f"{quality}_pixels_sha256"]:
+                yield f"{quality} at byte {row[f'{quality}_offset']}: pixels are not those that were written"
+        at = row[f"{quality}_offset"] + len(data) + -len(data) % BLOCK
+    data, fault = _member(file, at, f"{row['key']}.json", row["json_offset"], row["json_size"])
+    if fault:
+        yield fault
+    elif row["json_offset"] + len(data) + -len(data) % BLOCK != row["offset"] + row["length"]:
+        yield "its members do not fill the length that the index gives"
+
+
+def _member(file: Any, at: int, name: str, offset: int, size: int) -> tuple[bytes, str | None]:
+    """Read the member whose header is expected at a byte; (data, what is wrong or None)."""
+    file.seek(at)
+    header = file.read(BLOCK)
+    try:
+        parsed = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        return b"", f"damaged tar header at byte {at} ({error})"
+    if tar_name(header) != name.encode():
+        return b"", f"member at byte {at} is {parsed.name!r}, expected {name!r}"
+    if (at + BLOCK, parsed.size) != (offset, size):
+        return (
+            b"",
+            f"{name}: the header says {parsed.size} bytes at {at + BLOCK}, the index {size} at {offset}",
+        )
+    data = file.read(size)
+    if len(data) != size:
+        return b"", f"{name}: cut short, {len(data)} of {size} bytes"
+    return data, None
+
+
+def _split_leaks(path: Path, report: VerifyReport) -> Iterator[str]:
+    """Groups (recordings) that occur in more than one split."""
+    if report.faults:
+        return  # the index may not be readable; the faults above come first
+    table = ShardSet(path).table
+    if not len(table):
+        return
+    pairs = (
+        table.select(["dataset", "group", "split"])
+        .group_by(["dataset", "group"])
+        .aggregate([("split", "count_distinct")])
+    )
+    leaking = pairs.filter(pc.greater(pairs["split_count_distinct"], 1))
+    for row in leaking.to_pylist():
+        yield f"group {row['dataset']}/{row['group']} is in {row['split_count_distinct']} splits"
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

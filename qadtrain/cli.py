@@ -1,0 +1,140 @@
+"""The command line: parse, build a configuration, call, print. torch is imported by the commands, not by --help."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qadprep.errors import UserError
+
+app = typer.Typer(
+    help="Train a quality-agnostic deepfake detector on a tuple shard set, and score it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+Shards = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder written by `qadprep shard`.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Workers = Annotated[int | None, typer.Option(help="Loader processes; -1 = one per core, at most 8.")]
+Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable summary on stdout.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """--debug is read by main(), which has to know it before parsing has succeeded."""
+
+
+@app.command("fit")
+def fit_command(
+    shards: Shards,
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder.")],
+    preset: Annotated[
+        str | None, typer.Option(help="qad-r (ResNet-50; the default), qad-e (EfficientNet-B1), tiny (small CNN, CPU).")
+    ] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file, over the preset.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="One field, over everything; repeatable.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Pretrained weights from a file instead of fetching.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Train on the train split; the best checkpoint is picked on the val split."""
+    from qadtrain.config import load_config, read_toml
+    from qadtrain.fit import CONFIG_NAME, fit
+
+    fields = list(overrides or [])
+    fields += [f"model.weights={json.dumps(str(weights))}"] if weights else []
+    fields += [f"train.device={json.dumps(device)}"] if device else []
+    fields += [f"data.num_workers={workers}"] if workers is not None else []
+    saved = out / CONFIG_NAME
+    if preset is None and resume and saved.is_file():
+        config = load_config(None, config_file, fields, base=read_toml(saved))
+    else:
+        config = load_config(preset or "qad-r", config_file, fields)
+    summary = fit(shards, out, config, resume=resume)
+    if as_json:
+        _print_json(asdict(summary))
+    elif not summary.stopped_by:
+        for name, path in summary.checkpoints.items():
+            detail = f" (epoch {summary.best_epoch + 1}, {summary.best_by} {summary.best_score:.4f})"
+            typer.echo(f"{name}: {path}{detail if name == 'best' else ''}")
+    if summary.stopped_by:
+        typer.echo(
+            f"stopped by {summary.stopped_by} at step {summary.steps}; checkpoint saved. "
+            f"Continue with: qadtrain fit {shards} --out {out} --resume",
+            err=True,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED if summary.stopped_by == "SIGINT" else 0)
+
+
+@app.command("eval")
+def eval_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder written by `qadtrain fit`.")],
+    shards: Shards,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the results; default RUN/eval/SHARDS-SPLIT.")
+    ] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    batch_tuples: Annotated[int | None, typer.Option(min=1, help="Tuples per pass; default that of training.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy, AUC and EER for each quality x method; writes scores.parquet and report.json."""
+    from rich.console import Console
+
+    from qadtrain.evaluate import evaluate, report_tables
+
+    report, contents, folder = evaluate(
+        run,
+        shards,
+        split=split,
+        checkpoint=checkpoint,
+        out_dir=out,
+        device=device,
+        num_workers=-1 if workers is None else workers,
+        batch_tuples=batch_tuples,
+    )
+    console = Console(stderr=as_json)
+    for table in report_tables(report):
+        console.print(table)
+    console.print(f"written: {folder / 'scores.parquet'}, {folder / 'report.json'}", markup=False, soft_wrap=True)
+    if as_json:
+        _print_json({"folder": str(folder)} | contents)
+
+
+def main() -> None:
+    """Entry point: a UserError is one line and exit code 2, Ctrl-C is 130; --debug shows tracebacks."""
+    debug = "--debug" in sys.argv[1:]
+    if debug:  # accepted before and after the command's name
+        sys.argv = [sys.argv[0], *(argument for argument in sys.argv[1:] if argument != "--debug")]
+    try:
+        app(prog_name="qadtrain")
+    except UserError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        typer.echo("interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _print_json(contents: dict[str, Any]) -> None:
+    typer.echo(json.dumps(contents, indent=2, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

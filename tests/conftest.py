@@ -1,0 +1,117 @@
+"""Small real inputs that the tests make themselves: an FF++ tree of short videos with a real face."""
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from qadprep.video.encode import compress, write_raw
+
+WIDTH, HEIGHT, FRAMES = 320, 240, 30
+PAIRS = {"train": ("071", "054"), "test": ("953", "974")}
+
+
+@pytest.fixture(scope="session")
+def portrait() -> np.ndarray:
+    """scikit-image's astronaut, uint8 (512, 512, 3) RGB: a real face that needs no download."""
+    from skimage import data
+
+    return data.astronaut()
+
+
+def moving_face(portrait: np.ndarray, frames: int, seed: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """A clip of the portrait under a moving camera: uint8 (frames, height, width, 3) RGB, every frame different."""
+    rng = np.random.default_rng(seed)
+    tint = rng.uniform(0.8, 1.2, 3)
+    clip = []
+    for index in range(frames):
+        scale = 0.9 + 0.05 * np.sin(index / 5 + seed)
+        dx, dy = 6 * np.sin(index / 3 + seed), 4 * np.cos(index / 4)
+        affine = np.array([[scale, 0, -220 * scale + width / 2 + dx], [0, scale, -120 * scale + height / 2 + dy]])
+        picture = cv2.warpAffine(
+            portrait, affine, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
+        clip.append(np.clip(picture * tint, 0, 255).astype(np.uint8))
+    return np.stack(clip)
+
+
+def fake_of(clip: np.ndarray, strength: float = 0.5) -> np.ndarray:
+    """The clip with its middle (the face) blurred and tinted."""
+    result = clip.copy()
+    height, width = clip.shape[1:3]
+    ys, xs = slice(height // 3, 2 * height // 3), slice(width // 3, 2 * width // 3)
+    for frame in result:
+        patch = cv2.GaussianBlur(frame[ys, xs], (0, 0), 2)
+        frame[ys, xs] = np.clip(patch * (1 - strength) + strength * (patch * [1.1, 0.95, 0.9]), 0, 255)
+    return result
+
+
+def write_qualities(clip: np.ndarray, folder: Path, name: str, fps: int = 25) -> None:
+    """Write a clip as raw, c23 and c40 below `<folder>/<quality>/videos`."""
+    raw = folder / "raw" / "videos" / f"{name}.mp4"
+    write_raw(clip, raw, fps)
+    for crf in (23, 40):
+        compress(raw, folder / f"c{crf}" / "videos" / f"{name}.mp4", crf)
+
+
+@pytest.fixture(scope="session")
+def ffpp_tree_master(portrait: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One train pair and one test pair: four originals, two methods, both orders, three qualities."""
+    root = tmp_path_factory.mktemp("ffpp")
+    clips = {}
+    for seed, name in enumerate(name for pair in PAIRS.values() for name in pair):
+        clips[name] = moving_face(portrait, FRAMES, seed)
+        write_qualities(clips[name], root / "original_sequences" / "youtube", name)
+    for a, b in PAIRS.values():
+        for target, source in ((a, b), (b, a)):
+            for method, strength in (("Deepfakes", 0.5), ("FaceSwap", 1.0)):
+                folder = root / "manipulated_sequences" / method
+                write_qualities(fake_of(clips[target], strength), folder, f"{target}_{source}", fps=30)
+    return root
+
+
+@pytest.fixture
+def ffpp_tree(ffpp_tree_master: Path, tmp_path: Path) -> Path:
+    """A copy of the tree that a test may damage."""
+    return Path(shutil.copytree(ffpp_tree_master, tmp_path / "dataset"))
+
+
+@pytest.fixture(scope="session")
+def faces_master(ffpp_tree_master: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Face packs of the whole tree, 8 tuples a clip, 64 px."""
+    from qadprep.config import ExtractConfig
+    from qadprep.extract_dataset import extract
+
+    out = tmp_path_factory.mktemp("faces")
+    summary = extract(
+        ffpp_tree_master, out, ExtractConfig(dataset="ffpp", frames=8, size_px=64), workers=2, detector="mtcnn"
+    )
+    assert not summary.failed, summary.as_dict()
+    return out
+
+
+@pytest.fixture(scope="session")
+def shards_master(faces_master: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set of those packs, 40 tuples a shard."""
+    from qadprep.config import ShardConfig
+    from qadprep.shard import shard
+
+    out = tmp_path_factory.mktemp("shards")
+    shard(faces_master, out, ShardConfig(tuples_per_shard=40))
+    return out
+
+
+@pytest.fixture
+def shards(shards_master: Path, tmp_path: Path) -> Path:
+    """A copy of the shard set that a test may damage."""
+    return Path(shutil.copytree(shards_master, tmp_path / "shards"))
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> list[Path]:
+    """Real face videos from the folder that QAD_REAL_CLIPS names; empty when it is not set."""
+    folder = os.environ.get("QAD_REAL_CLIPS")
+    return sorted(Path(folder).glob("*.mp4")) if folder else []
