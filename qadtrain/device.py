@@ -49,5 +49,6 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
     torch.set_float32_matmul_precision("highest")  # HSIC's backward pass runs outside its own guard
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call itself imports for seconds
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic

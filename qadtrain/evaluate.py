@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
@@ -24,6 +26,7 @@ from qadtrain.models import build_model
 
 ORIGINAL, AVERAGE, POOLED = "original", "average", "all"
 LEVELS = ("frame", "video")
+SHORT = {"accuracy": "ACC", "auc": "AUC", "eer": "EER"}
 
 
 @dataclass(frozen=True)
@@ -225,23 +228,24 @@ def evaluate(
 
 
 def report_tables(report: Report) -> Iterator[Table]:
-    """Rich tables, frame level then video level; figures in percent, accuracy / AUC / EER."""
+    """Rich tables, frame level then video level; a row for each quality and metric, figures in percent."""
+    names = (*report.methods, AVERAGE, POOLED)
     for level in LEVELS:
-        table = Table(title=f"{level} level: {' / '.join(METRICS)} in percent", title_justify="left")
+        table = Table(title=f"{level} level, percent", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("quality")
-        for name in (*report.methods, AVERAGE, POOLED):
-            table.add_column(name, justify="right")
+        table.add_column("")
+        for name in names:
+            table.add_column(name, justify="right", overflow="fold")
         for quality in (*report.qualities, AVERAGE):
             row = report.cells[level][quality]
-            table.add_row(
-                quality,
-                *(_cell(row[name]) for name in (*report.methods, AVERAGE, POOLED)),
-                end_section=quality == report.qualities[-1],
-            )
+            for metric in METRICS:
+                figures = (_percent(getattr(row[name], metric)) for name in names)
+                last = metric == METRICS[-1]
+                table.add_row(quality if metric == METRICS[0] else "", SHORT[metric], *figures, end_section=last)
         reasons = {score.reason for q in report.qualities for score in report.cells[level][q].values() if score.reason}
         table.caption = "; ".join(sorted(reasons)) or None
         yield table
 
 
-def _cell(score: Scores) -> str:
-    return " / ".join(f"{100 * value:.1f}" if value == value else "-" for value in (getattr(score, m) for m in METRICS))
+def _percent(value: float) -> str:
+    return "-" if isnan(value) else f"{100 * value:.2f}"

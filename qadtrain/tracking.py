@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METRICS_NAME = "metrics.jsonl"
+PLAIN_LINE_EVERY_S = 5.0
 
 
 class Tracker:
@@ -96,6 +97,7 @@ class StepProgress:
     def __init__(self, console: Console, total_steps: int, done_steps: int, tuples_per_step: int) -> None:
         self.total, self.done, self.tuples_per_step = total_steps, done_steps, tuples_per_step
         self._first, self._started = done_steps, time.perf_counter()
+        self._last_line = self._started
         self._console = console
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -134,8 +136,10 @@ class StepProgress:
             )
 
     def line(self, text: str) -> None:
-        """A plain progress line; a terminal shows the bar instead."""
-        if not self._bar:
+        """A plain progress line, one in :data:`PLAIN_LINE_EVERY_S` at most; a terminal shows the bar instead."""
+        now = time.perf_counter()
+        if not self._bar and now - self._last_line >= PLAIN_LINE_EVERY_S:
+            self._last_line = now
             rate = self.tuples_per_s
             left_s = (self.total - self.done) * self.tuples_per_step / rate if rate else 0.0
             self._console.print(

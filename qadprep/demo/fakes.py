@@ -135,27 +135,27 @@ def _with_mouth_moved(landmarks_xy: np.ndarray, moved: np.ndarray) -> np.ndarray
 def _deepfakes(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.22)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(bottleneck(patch, 0.5), scene.target_rgb, region, spread=True)
+    return region, match_colours(bottleneck(patch, 0.55), scene.target_rgb, region, spread=True)
 
 
 def _face2face(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.16, lower_half=True)
     patch = carry_over(scene.target_rgb, scene.target_xy, scene.expression_xy, region)
-    return region, bottleneck(patch, 0.45)
+    return region, bottleneck(patch, 0.5)
 
 
 def _faceswap(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.05)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
     return region, match_colours(
-        bottleneck(patch, 0.4), scene.target_rgb, region, spread=False
+        bottleneck(patch, 0.45), scene.target_rgb, region, spread=False
     )
 
 
 def _neural_textures(scene: Scene) -> tuple[Region, np.ndarray]:
     region = mouth_region(scene.target_xy, scene.target_rgb.shape, feather=0.14)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(bottleneck(patch, 0.4), scene.target_rgb, region, spread=True)
+    return region, match_colours(bottleneck(patch, 0.45), scene.target_rgb, region, spread=True)
 
 
 def _faceshifter(scene: Scene) -> tuple[Region, np.ndarray]:
@@ -170,7 +170,7 @@ def _faceshifter(scene: Scene) -> tuple[Region, np.ndarray]:
     contrast = 1 + np.copysign(0.10 + 0.08 * abs(c[3]), c[3])
     tint = np.copysign(3 + 2 * np.abs(c[3:]), c[3:]) * (1.6, 1.0, 1.0)
     return region, match_colours(
-        bottleneck(patch, 0.55),
+        bottleneck(patch, 0.6),
         scene.target_rgb,
         region,
         spread=True,

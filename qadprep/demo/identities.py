@@ -157,9 +157,9 @@ def _crisp(rgb: np.ndarray, skin: np.ndarray, rng: np.random.Generator) -> np.nd
     """Sharpen a small old photo and give its skin pores: detail that belongs to the face and moves with it."""
     import cv2
 
-    sharp = rgb + 0.7 * (rgb - cv2.GaussianBlur(rgb, (0, 0), 1.2))
+    sharp = rgb + 0.5 * (rgb - cv2.GaussianBlur(rgb, (0, 0), 1.2))
     pores = cv2.GaussianBlur(rng.standard_normal(skin.shape, np.float32), (0, 0), 0.7)
-    return np.clip(sharp + (skin * pores * 14)[..., None], 0, 255).astype(np.float32)
+    return np.clip(sharp + (skin * pores * 9)[..., None], 0, 255).astype(np.float32)
 
 
 def backdrop(identity: Identity, width: int, height: int) -> np.ndarray:

@@ -34,9 +34,7 @@ def choose_detector(name: str = "auto", weights: Path | None = None) -> tuple[st
             f"--weights {weights} is for RetinaFace, but the detector is mtcnn, which brings its own weights"
         )
     if weights is not None and not weights.is_file():
-        raise UserError(
-            f"--weights {weights}: no such file; expected RetinaFace weights (.zip, .pth or .safetensors)"
-        )
+        raise UserError(f"--weights {weights}: no such file; expected RetinaFace weights (.zip, .pth or .safetensors)")
     if name == "mtcnn":
         return "mtcnn", "using MTCNN, as asked"
     installed = _retinaface_installed()
@@ -92,6 +90,4 @@ def _check_device(device: str) -> None:
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise UserError(f"unknown device {device!r}: expected cpu, cuda or cuda:<number>")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
+        raise UserError(f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")

@@ -99,9 +99,7 @@ def warp_face(frame_rgb: np.ndarray, affine_2x3: np.ndarray, size_px: int) -> np
     input.
     """
     if frame_rgb.dtype != np.uint8 or frame_rgb.ndim != 3 or frame_rgb.shape[2] != 3 or frame_rgb.size == 0:
-        raise ValueError(
-            f"expected a uint8 frame (height, width, 3), got {frame_rgb.dtype} {frame_rgb.shape}"
-        )
+        raise ValueError(f"expected a uint8 frame (height, width, 3), got {frame_rgb.dtype} {frame_rgb.shape}")
     affine = _checked(affine_2x3)
     if size_px < 1:
         raise ValueError(f"expected size_px >= 1, got {size_px}")

@@ -74,10 +74,6 @@ def check_frames(frames_rgb: Sequence[np.ndarray]) -> None:
     """Raise ValueError (got versus expected) unless every frame is uint8 (height, width, 3) with an area."""
     for index, frame in enumerate(frames_rgb):
         if not isinstance(frame, np.ndarray):
-            raise ValueError(
-                f"frame {index}: expected uint8 (height, width, 3) RGB, got {type(frame).__name__}"
-            )
+            raise ValueError(f"frame {index}: expected uint8 (height, width, 3) RGB, got {type(frame).__name__}")
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
-            raise ValueError(
-                f"frame {index}: expected uint8 (height, width, 3) RGB, got {frame.dtype} {frame.shape}"
-            )
+            raise ValueError(f"frame {index}: expected uint8 (height, width, 3) RGB, got {frame.dtype} {frame.shape}")

@@ -146,9 +146,7 @@ def build_network() -> torch.nn.Module:
     mode."""
     with warnings.catch_warnings():
         # The package asks torchvision for an untrained ResNet-50 in the way of 2021.
-        warnings.filterwarnings(
-            "ignore", message="The parameter 'pretrained' is deprecated", category=UserWarning
-        )
+        warnings.filterwarnings("ignore", message="The parameter 'pretrained' is deprecated", category=UserWarning)
         warnings.filterwarnings("ignore", message="Arguments other than a weight enum", category=UserWarning)
         return RetinaFace(
             name="Resnet50",

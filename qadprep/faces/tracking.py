@@ -6,9 +6,10 @@ cut, another person of the same size at the same place continues the track.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import hypot, log2
 
 import numpy as np
 
@@ -44,21 +45,30 @@ class Track:
         return float(np.median([face.side_px for face in self.faces.values()]))
 
 
-@dataclass
-class _Open:
-    """A track that may still grow. `frames` and `faces` run in parallel, ascending."""
+@dataclass(frozen=True)
+class _Sighting:
+    """A face with what every comparison needs, in plain floats: most pairs are told apart by these alone."""
 
-    frames: list[int] = field(default_factory=list)
-    faces: list[Face] = field(default_factory=list)
+    frame: int
+    face: Face
+    x: float
+    y: float
+    side: float
 
-    def shift_xy(self, frame: int) -> np.ndarray:
-        """Expected movement since the last sighting at constant velocity, px, float64 (2,)."""
-        steps = min(_VELOCITY_STEPS, len(self.frames) - 1)
-        if steps == 0:
-            return np.zeros(2)
-        span = self.frames[-1] - self.frames[-1 - steps]
-        moved = _centre(self.faces[-1]) - _centre(self.faces[-1 - steps])
-        return moved * (min(frame - self.frames[-1], span) / span)
+    @classmethod
+    def of(cls, frame: int, face: Face) -> "_Sighting":
+        left, top, right, bottom = face.box_xyxy.tolist()
+        return cls(frame, face, (left + right) / 2, (top + bottom) / 2, face.side_px)
+
+
+def _shift_xy(track: list[_Sighting], frame: int) -> tuple[float, float]:
+    """Expected movement of a track's face since it was last seen, at constant velocity, px."""
+    last, before = track[-1], track[max(0, len(track) - 1 - _VELOCITY_STEPS)]
+    span = last.frame - before.frame
+    if span == 0:
+        return 0.0, 0.0
+    share = min(frame - last.frame, span) / span
+    return (last.x - before.x) * share, (last.y - before.y) * share
 
 
 def find_tracks(faces_by_frame: Mapping[int, Sequence[Face]]) -> list[Track]:
@@ -81,22 +91,20 @@ def find_tracks(faces_by_frame: Mapping[int, Sequence[Face]]) -> list[Track]:
     """
     frames = sorted(faces_by_frame)
     wait = max(_WAIT_FRAMES, _WAIT_STEPS * _sampling_step(frames))
-    live: list[_Open] = []
-    tracks: list[_Open] = []
+    live: list[list[_Sighting]] = []
+    tracks: list[list[_Sighting]] = []
     for frame in frames:
         # A fixed order of faces makes the result independent of the order they came in.
-        faces = sorted(faces_by_frame[frame], key=_order)
-        live = [track for track in live if frame - track.frames[-1] <= wait]
-        taken = _assign(live, faces, frame)
-        for index, face in enumerate(faces):
-            track = taken.get(index)
-            if track is None:
-                track = _Open()
-                live.append(track)
-                tracks.append(track)
-            track.frames.append(frame)
-            track.faces.append(face)
-    found = [Track(dict(zip(track.frames, track.faces, strict=True))) for track in tracks]
+        seen = [_Sighting.of(frame, face) for face in sorted(faces_by_frame[frame], key=_order)]
+        live = [track for track in live if frame - track[-1].frame <= wait]
+        taken = _assign(live, seen)
+        for index, sighting in enumerate(seen):
+            if index in taken:
+                taken[index].append(sighting)
+            else:
+                live.append([sighting])
+                tracks.append(live[-1])
+    found = [Track({sighting.frame: sighting.face for sighting in track}) for track in tracks]
     return sorted(found, key=lambda track: _rank(track, len(frames)))
 
 
@@ -106,47 +114,40 @@ def largest_track(faces_by_frame: Mapping[int, Sequence[Face]]) -> Track | None:
     return tracks[0] if tracks else None
 
 
-def _assign(live: list[_Open], faces: list[Face], frame: int) -> dict[int, _Open]:
-    """Greedy one-to-one matching: index of the face -> track."""
+def _assign(live: list[list[_Sighting]], seen: list[_Sighting]) -> dict[int, list[_Sighting]]:
+    """Greedy one-to-one matching within one frame: index into `seen` -> the track it continues."""
     pairs = []
     for track_index, track in enumerate(live):
-        for face_index, face in enumerate(faces):
-            cost = _cost(track, face, frame)
+        for seen_index, sighting in enumerate(seen):
+            cost = _cost(track, sighting)
             if cost is not None:
-                pairs.append((cost, track_index, face_index))
-    taken: dict[int, _Open] = {}
+                pairs.append((cost, track_index, seen_index))
+    taken: dict[int, list[_Sighting]] = {}
     busy: set[int] = set()
-    for _, track_index, face_index in sorted(pairs):
-        if track_index not in busy and face_index not in taken:
+    for _, track_index, seen_index in sorted(pairs):
+        if track_index not in busy and seen_index not in taken:
             busy.add(track_index)
-            taken[face_index] = live[track_index]
+            taken[seen_index] = live[track_index]
     return taken
 
 
-def _cost(track: _Open, face: Face, frame: int) -> float | None:
-    """Cost of continuing the track with the face, or None where it cannot be the same face."""
-    last = track.faces[-1]
-    side, side_before = face.side_px, last.side_px
-    ratio = max(side / side_before, side_before / side)
+def _cost(track: list[_Sighting], now: _Sighting) -> float | None:
+    """Cost of continuing the track with the sighting, or None where it cannot be the same face."""
+    last = track[-1]
+    ratio = max(now.side / last.side, last.side / now.side)
     if ratio > _SIZE_RATIO_MOST:
         return None
-    gap = frame - track.frames[-1]
-    reach = min(_REACH_SIDES + _REACH_SIDES_PER_FRAME * gap, _REACH_SIDES_MOST)
-    unit = (side * side_before) ** 0.5
-    shift = track.shift_xy(frame)
-    step = _centre(face) - _centre(last)
+    reach = min(_REACH_SIDES + _REACH_SIDES_PER_FRAME * (now.frame - last.frame), _REACH_SIDES_MOST)
+    unit = (now.side * last.side) ** 0.5
+    shift = _shift_xy(track, now.frame)
+    step = (now.x - last.x, now.y - last.y)
     # A face that stopped is still found, but one that goes on as before is preferred: people who cross.
-    if min(np.hypot(*step), np.hypot(*(step - shift))) > reach * unit:
+    if min(hypot(*step), hypot(step[0] - shift[0], step[1] - shift[1])) > reach * unit:
         return None
-    moved = last.landmarks_xy + shift - face.landmarks_xy
-    landmark_distance = float(np.hypot(moved[:, 0], moved[:, 1]).mean()) / unit
-    iou = _iou(last.box_xyxy + np.tile(shift, 2), face.box_xyxy.astype(np.float64))
-    return landmark_distance + (1.0 - iou) + float(np.log2(ratio))
-
-
-def _centre(face: Face) -> np.ndarray:
-    box = face.box_xyxy.astype(np.float64)
-    return (box[:2] + box[2:]) / 2
+    off = last.face.landmarks_xy + np.array(shift) - now.face.landmarks_xy
+    landmark_distance = float(np.hypot(off[:, 0], off[:, 1]).mean()) / unit
+    iou = _iou(last.face.box_xyxy + np.array(shift * 2), now.face.box_xyxy.astype(np.float64))
+    return landmark_distance + (1.0 - iou) + log2(ratio)
 
 
 def _iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> float:

@@ -124,9 +124,7 @@ def read_state_dict(path: Path) -> "dict[str, torch.Tensor]":
             ".safetensors, a .pth written by torch.save, or a .zip with one .pth in it"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(
-            f"{path} holds no state dict: expected names with tensors, got {type(state).__name__}"
-        )
+        raise UserError(f"{path} holds no state dict: expected names with tensors, got {type(state).__name__}")
     return dict(state)
 
 
@@ -159,9 +157,7 @@ def _check_hash(path: Path, published: Published, advice: str) -> None:
         inner = _file_in_archive(path)
     except (zipfile.BadZipFile, OSError, RuntimeError, ValueError):
         inner = None
-    if inner is not None and hashlib.sha256(inner.getbuffer()).hexdigest().startswith(
-        published.sha256_prefix
-    ):
+    if inner is not None and hashlib.sha256(inner.getbuffer()).hexdigest().startswith(published.sha256_prefix):
         return
     raise UserError(
         f"{published.title} have the wrong sha256: expected {published.sha256_prefix}..., got {outer}; "

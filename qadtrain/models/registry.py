@@ -1,6 +1,7 @@
 """Model names to models: our own by registration, everything else by timm."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from qadprep.errors import UserError
 from qadtrain.config import ModelConfig
 from qadtrain.models.base import CLASSES, TappedModel
+from qadtrain.models.fetch import quiet_hub
 from qadtrain.models.tiny import TinyCnn
 from qadtrain.models.weights import LoadReport, load_pretrained_file
 
@@ -66,7 +68,8 @@ def _timm_backbone(config: ModelConfig, fetch: bool) -> tuple[nn.Module, str]:
     if config.drop_path_rate:
         options["drop_path_rate"] = config.drop_path_rate
     try:
-        backbone = timm.create_model(config.name, pretrained=fetch, **options)
+        with quiet_hub() if fetch else nullcontext():
+            backbone = timm.create_model(config.name, pretrained=fetch, **options)
     except Exception as error:
         if not fetch:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -35,9 +35,9 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-points = st.lists(
-    st.tuples(st.floats(-500, 500), st.floats(-500, 500)), min_size=5, max_size=5, unique=True
-).map(np.array)
+points = st.lists(st.tuples(st.floats(-500, 500), st.floats(-500, 500)), min_size=5, max_size=5, unique=True).map(
+    np.array
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -58,9 +58,7 @@ def test_similarity_equals_scikit_image_on_faces(seed):
     rng = np.random.default_rng(seed)
     source = ARCFACE_XY * rng.uniform(0.3, 6) + rng.uniform(-50, 900, 2) + rng.normal(0, 4, (5, 2))
     expected = SimilarityTransform.from_estimate(source, ARCFACE_XY)
-    np.testing.assert_allclose(
-        similarity_from_points(source, ARCFACE_XY), expected.params[:2], rtol=1e-9, atol=1e-9
-    )
+    np.testing.assert_allclose(similarity_from_points(source, ARCFACE_XY), expected.params[:2], rtol=1e-9, atol=1e-9)
 
 
 def test_similarity_recovers_a_known_rotation_scale_and_shift():
@@ -144,9 +142,7 @@ def test_both_alignments_show_a_similar_field_of_a_real_face():
     from qadprep.faces.mtcnn import MtcnnDetector
 
     face = MtcnnDetector().detect([astronaut()])[0][0]
-    corners = {
-        align: corners_of_crop(affine_from_face(face, align=align), 128) for align in ("similarity", "box")
-    }
+    corners = {align: corners_of_crop(affine_from_face(face, align=align), 128) for align in ("similarity", "box")}
     sides = {align: np.hypot(*(corner[1] - corner[0])) for align, corner in corners.items()}
     assert sides["similarity"] == pytest.approx(sides["box"], rel=0.1)
     shift = corners["similarity"].mean(axis=0) - corners["box"].mean(axis=0)
@@ -255,7 +251,7 @@ def test_warp_leaves_its_arguments_alone():
 def test_shifted_affine_cuts_the_same_content_from_a_shifted_frame():
     frame = astronaut()
     affine = affine_from_face(
-        face_of(box=(181, 61, 267, 172), landmarks=ARCFACE_XY + [170, 55]), align="similarity"
+        face_of(box=(181, 61, 267, 172), landmarks=ARCFACE_XY + np.array([170, 55])), align="similarity"
     )
     shifted = frame[11:, 23:]  # content lies 23 px further left and 11 px further up
     np.testing.assert_array_equal(

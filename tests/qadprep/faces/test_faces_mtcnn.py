@@ -13,6 +13,8 @@ from skimage.data import astronaut
 
 from qadprep.faces.mtcnn import MtcnnDetector
 
+# The package counts pixels from 1: its boxes start one higher.
+FIRST_PIXEL = np.array([1, 1, 0, 0])
 # Where the parts of the astronaut's face lie in the 512 x 512 picture, read off the picture by eye:
 # left, top, right, bottom in px.
 PARTS_XYXY = {
@@ -84,7 +86,7 @@ def test_equals_the_package_on_one_picture(detector, package, size):
     (faces,) = detector.detect([frame])
     assert len(faces) == len(boxes) >= 1
     for face, box, score, points in zip(faces, boxes, scores, landmarks, strict=True):
-        np.testing.assert_allclose(face.box_xyxy + [1, 1, 0, 0], np.array(box, dtype=float), atol=1e-3)
+        np.testing.assert_allclose(face.box_xyxy + FIRST_PIXEL, np.array(box, dtype=float), atol=1e-3)
         np.testing.assert_allclose(face.landmarks_xy, np.array(points, dtype=float), atol=1e-3)
         assert face.score == pytest.approx(score, abs=1e-5)
 
@@ -98,12 +100,8 @@ def test_equals_the_package_on_several_faces(detector, package):
     order = np.argsort([box[0] for box in boxes])
     ours = sorted(faces, key=lambda face: face.box_xyxy[0])
     for face, index in zip(ours, order, strict=True):
-        np.testing.assert_allclose(
-            face.box_xyxy + [1, 1, 0, 0], np.array(boxes[index], dtype=float), atol=1e-3
-        )
-        np.testing.assert_allclose(
-            face.landmarks_xy, np.array(landmarks[index], dtype=float), atol=1e-3
-        )
+        np.testing.assert_allclose(face.box_xyxy + FIRST_PIXEL, np.array(boxes[index], dtype=float), atol=1e-3)
+        np.testing.assert_allclose(face.landmarks_xy, np.array(landmarks[index], dtype=float), atol=1e-3)
 
 
 def test_a_frame_s_faces_do_not_depend_on_the_others_in_the_call(detector):
@@ -140,9 +138,7 @@ def test_axes_are_scaled_separately_where_the_bound_rounds():
     of_frame, of_small = detector.detect([frame, small])
     assert len(of_frame) >= 3
     for one, two in zip(of_small, of_frame, strict=True):
-        np.testing.assert_allclose(
-            two.landmarks_xy, one.landmarks_xy * [1283 / 640, 719 / 359], rtol=1e-6
-        )
+        np.testing.assert_allclose(two.landmarks_xy, one.landmarks_xy * [1283 / 640, 719 / 359], rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])

@@ -132,8 +132,21 @@ def test_two_persons_side_by_side_are_not_mixed():
 
 
 def test_a_walking_person_who_stops_behind_something_is_found_again():
-    scene = {i * 8: [face(100 + 20 * min(i, 10), 200, 80)] if not 10 < i < 15 else [] for i in range(40)}
+    """He is expected 1.5 sides further on."""
+    scene = {i * 8: [face(100 + 40 * min(i, 10), 200, 80)] if not 10 < i < 15 else [] for i in range(40)}
     assert len(find_tracks(scene)) == 1
+
+
+def test_ties_are_broken_by_score_whatever_the_order():
+    """The same face reported twice, with two scores."""
+
+    def scores(*order):
+        twice = [face(200, 150, 80, score=0.9), face(200, 150, 80, score=0.8)]
+        scene = {frame: [twice[i ^ flip] for i in range(2)] for frame, flip in enumerate(order)}
+        return [[track.faces[f].score for f in track.frames] for track in find_tracks(scene)]
+
+    for order in ((0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)):
+        assert scores(*order) == [[0.9] * 3, [0.8] * 3]
 
 
 faces = st.builds(
@@ -188,12 +201,9 @@ def test_tracks_are_ranked_and_links_are_plausible(scene):
 def test_shifting_the_scene_in_place_and_time_changes_nothing(scene, dx, dy, later):
     moved = {
         frame + later: [
-            Face(f.box_xyxy + np.array([dx, dy, dx, dy]), f.landmarks_xy + np.array([dx, dy]), f.score)
-            for f in seen
+            Face(f.box_xyxy + np.array([dx, dy, dx, dy]), f.landmarks_xy + np.array([dx, dy]), f.score) for f in seen
         ]
         for frame, seen in scene.items()
     }
     original, shifted = find_tracks(scene), find_tracks(moved)
-    assert [[f + later for f in track.frames] for track in original] == [
-        list(track.frames) for track in shifted
-    ]
+    assert [[f + later for f in track.frames] for track in original] == [list(track.frames) for track in shifted]
