@@ -5,28 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+def _points(text: str) -> np.ndarray:
+    return np.array([[float(number) for number in pair.split(",")] for pair in text.split()])
+
+
 # A frontal face as MTCNN's five points see it; unit = distance of the eyes, origin between them, y down.
 _TEMPLATE = np.array([(-0.5, 0.0), (0.5, 0.0), (0.0, 0.56), (-0.43, 0.90), (0.43, 0.90)])
 # Outlines on the template: the face from above the brows to the chin, its part below the eyes, the mouth.
-_FACE = np.array(
-    [(-0.80, -0.30), (-0.45, -0.42), (0.0, -0.44), (0.45, -0.42), (0.80, -0.30), (0.86, 0.15), (0.80, 0.62)]
-    + [(0.66, 1.05), (0.42, 1.38), (0.0, 1.52), (-0.42, 1.38), (-0.66, 1.05), (-0.80, 0.62), (-0.86, 0.15)]
+_FACE = _points(
+    "-0.8,-0.3 -0.45,-0.42 0,-0.44 0.45,-0.42 0.8,-0.3 0.86,0.15 0.8,0.62 0.66,1.05 0.42,1.38 0,1.52 -0.42,1.38 -0.66,1.05 -0.8,0.62 -0.86,0.15"
 )
-_LOWER_FACE = np.array(
-    [(-0.74, 0.34), (-0.38, 0.32), (0.0, 0.30), (0.38, 0.32), (0.74, 0.34), (0.76, 0.66), (0.64, 1.05)]
-    + [(0.42, 1.38), (0.0, 1.50), (-0.42, 1.38), (-0.64, 1.05), (-0.76, 0.66)]
+_LOWER_FACE = _points(
+    "-0.74,0.34 -0.38,0.32 0,0.3 0.38,0.32 0.74,0.34 0.76,0.66 0.64,1.05 0.42,1.38 0,1.5 -0.42,1.38 -0.64,1.05 -0.76,0.66"
 )
-_MOUTH = np.array(
-    [
-        (-0.60, 0.88),
-        (-0.42, 0.70),
-        (0.0, 0.66),
-        (0.42, 0.70),
-        (0.60, 0.88),
-        (0.46, 1.14),
-        (0.0, 1.26),
-        (-0.46, 1.14),
-    ]
+_MOUTH = _points(
+    "-0.6,0.88 -0.42,0.7 0,0.66 0.42,0.7 0.6,0.88 0.46,1.14 0,1.26 -0.46,1.14"
 )
 
 
@@ -50,9 +43,7 @@ class Region:
         return slice(self.y0, self.y0 + h), slice(self.x0, self.x0 + w)
 
 
-def face_region(
-    landmarks_xy: np.ndarray, shape: Sequence[int], *, feather: float, lower_half: bool = False
-) -> Region:
+def face_region(landmarks_xy: np.ndarray, shape: Sequence[int], *, feather: float, lower_half: bool = False) -> Region:
     """The face (or its part below the eyes) of a frame of `shape`; `feather` is the rim's width in eye distances."""
     return _region(_LOWER_FACE if lower_half else _FACE, landmarks_xy, shape, feather)
 

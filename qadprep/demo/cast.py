@@ -96,10 +96,8 @@ def cast_portraits(slots: Sequence[Slot], frames: int, size_px: tuple[int, int],
 
 
 def _portrait(slot: Slot, k: int, frames: int, size_px: tuple[int, int], seed: int) -> Person:
-    # 25 and 30 fps within each pair, as in FF++, where a fake carries its source's rate and pairs by index all the same.
-    return Person(
-        slot.id, slot.split, _length(k, frames), Fraction((25, 30)[k % 2]), size_px, portrait=(k, seed)
-    )
+    # 25 and 30 fps within each pair: a fake carries its source's rate, as in FF++, and pairs by index all the same.
+    return Person(slot.id, slot.split, _length(k, frames), Fraction((25, 30)[k % 2]), size_px, portrait=(k, seed))
 
 
 def _length(k: int, frames: int) -> int:

@@ -64,9 +64,7 @@ def find_people(folder: Path) -> list[tuple[Path, ...]]:
         elif _is_video(entry):
             people.append((entry,))
     if not people:
-        raise UserError(
-            f"--clips: no video in {folder}; expected files ending in {', '.join(VIDEO_SUFFIXES)}"
-        )
+        raise UserError(f"--clips: no video in {folder}; expected files ending in {', '.join(VIDEO_SUFFIXES)}")
     return people
 
 

@@ -111,9 +111,7 @@ def make_dataset(
         made, kept = _finish("originals", [pool.submit(write_original, root, who) for who in people], tell)
         by_id = {who.id: who for who in people}
         orders = [order for group in _pairs(people).values() for a, b in group for order in ((a, b), (b, a))]
-        jobs = [
-            pool.submit(write_fakes, root, by_id[target], by_id[source], seed) for target, source in orders
-        ]
+        jobs = [pool.submit(write_fakes, root, by_id[target], by_id[source], seed) for target, source in orders]
         made_fakes, kept_fakes = _finish("fakes", jobs, tell)
     write_notice(root, people)
     return DemoDataset(
@@ -135,9 +133,7 @@ def _check(frames: int, size_px: tuple[int, int], pairs: Mapping[str, int], work
     if any(side % 2 or not 96 <= side <= 2000 for side in size_px):
         raise UserError(f"demo: frame sides must be even and 96..2000 px, got {size_px[0]}x{size_px[1]}")
     if set(pairs) - set(SPLITS) or sum(pairs.values()) < 1 or min(pairs.values()) < 0:
-        raise UserError(
-            f"demo: pairs must count at least one pair for {', '.join(SPLITS)}, got {dict(pairs)}"
-        )
+        raise UserError(f"demo: pairs must count at least one pair for {', '.join(SPLITS)}, got {dict(pairs)}")
     if workers < 1:
         raise UserError(f"demo: at least 1 worker needed, got {workers}")
 

@@ -34,7 +34,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a recipe sees: one frame of the target with its landmarks, one of the source, and the fake's own constants."""
+    """What a recipe sees: a frame of the target with its landmarks, one of the source, and the fake's constants."""
 
     target_rgb: np.ndarray
     target_xy: np.ndarray
@@ -147,9 +147,7 @@ def _face2face(scene: Scene) -> tuple[Region, np.ndarray]:
 def _faceswap(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.05)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(
-        bottleneck(patch, 0.45), scene.target_rgb, region, spread=False
-    )
+    return region, match_colours(bottleneck(patch, 0.45), scene.target_rgb, region, spread=False)
 
 
 def _neural_textures(scene: Scene) -> tuple[Region, np.ndarray]:

@@ -22,11 +22,7 @@ _LAYOUT_VERSION = 1
 
 def video_path(root: Path, method: str, kind: str, name: str) -> Path:
     """Path of a clip; `method` is `original` or a manipulation, `kind` a quality or `masks`."""
-    top = (
-        Path("original_sequences", "youtube")
-        if method == "original"
-        else Path("manipulated_sequences", method)
-    )
+    top = Path("original_sequences", "youtube") if method == "original" else Path("manipulated_sequences", method)
     return root / top / kind / "videos" / f"{name}.mp4"
 
 
@@ -77,8 +73,8 @@ def write_notice(root: Path, people: Sequence[Person]) -> None:
     if any(who.portrait for who in people):
         lines += [
             "",
-            "A portrait is NASA's photograph of the astronaut Eileen Collins (public domain, from scikit-image's bundled",
-            "images), reshaped, recoloured and moved by warps into people who do not exist.",
+            "A portrait is NASA's photograph of the astronaut Eileen Collins (public domain, one of scikit-image's",
+            "bundled pictures), reshaped, recoloured and moved by warps into people who do not exist.",
         ]
     _write_text(root / NOTICE_NAME, "\n".join(lines) + "\n")
 
@@ -86,9 +82,7 @@ def write_notice(root: Path, people: Sequence[Person]) -> None:
 @contextlib.contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes for the jobs below. Always processes, also for one worker: the same single-threaded numerics."""
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
         yield pool
     finally:
@@ -115,16 +109,12 @@ def _pictures(person: Person) -> list[np.ndarray]:
         from qadprep.demo.identities import make_identity
         from qadprep.demo.portrait import Portrait
 
-        return [
-            rgb for rgb, _ in Portrait(make_identity(*person.portrait), person.size_px).clip(person.frames)
-        ]
+        return [rgb for rgb, _ in Portrait(make_identity(*person.portrait), person.size_px).clip(person.frames)]
     from qadprep.demo.clips import read_frames
 
     frames = list(read_frames(person.video, person.frames))
     if len(frames) != person.frames:
-        raise UserError(
-            f"{person.video}: {len(frames)} frames, {person.frames} a moment ago; was the file changed?"
-        )
+        raise UserError(f"{person.video}: {len(frames)} frames, {person.frames} a moment ago; was the file changed?")
     return frames
 
 
@@ -161,9 +151,7 @@ def write_fakes(root: Path, target: Person, source: Person, seed: int) -> tuple[
         from qadprep.demo.fakes import make_fake
 
         clips = clips or (_read_original(root, target), _read_original(root, source))
-        frames, masks = zip(
-            *make_fake(method, *clips, (seed, number, int(target.id), int(source.id))), strict=True
-        )
+        frames, masks = zip(*make_fake(method, *clips, (seed, number, int(target.id), int(source.id))), strict=True)
         # FF++'s fakes carry the frame rate of the source, although their frames are the target's.
         counts = _write_missing(paths, frames, source.fps, masks)
         made, kept = made + counts[0], kept + counts[1]

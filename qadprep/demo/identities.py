@@ -9,9 +9,7 @@ import numpy as np
 PHOTO_SIZE_PX = 512
 # Eyes, nose tip and mouth corners in that photo (x, y), placed by hand on a 2.5x enlargement; MTCNN's points
 # lie within 4 px of them. Image-left comes first.
-PHOTO_LANDMARKS_XY = np.array(
-    [(202.0, 101.3), (246.7, 103.2), (224.0, 127.0), (204.5, 140.5), (244.0, 142.0)]
-)
+PHOTO_LANDMARKS_XY = np.array([(202.0, 101.3), (246.7, 103.2), (224.0, 127.0), (204.5, 140.5), (244.0, 142.0)])
 # Outline of the person, from GrabCut once, then simplified; the last points reach below every frame.
 _PERSON_XY = (
     "259,22 255,22 248,18 238,18 237,16 227,16 214,21 205,21 193,29 189,35 174,43 156,58 153,68 155,98 157,104 "
@@ -105,9 +103,7 @@ def _photo_layers() -> tuple[np.ndarray, ...]:
     above = person.copy()
     above[_COLLAR_Y:] = 0
     hair = cv2.subtract(above, skin)
-    return lab, *(
-        cv2.GaussianBlur(mask, (0, 0), 1.2).astype(np.float32) / 255 for mask in (person, skin, hair)
-    )
+    return lab, *(cv2.GaussianBlur(mask, (0, 0), 1.2).astype(np.float32) / 255 for mask in (person, skin, hair))
 
 
 def _filled(points: str) -> np.ndarray:
@@ -130,17 +126,12 @@ def recolour(identity: Identity) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     suit = np.clip(person - skin - hair, 0, 1)
     angle = np.deg2rad(identity.suit_turn_deg)
     a, b = lab[..., 1], lab[..., 2]
-    turned = np.dstack(
-        [lab[..., 0], a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)]
-    )
+    turned = np.dstack([lab[..., 0], a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)])
     tinted = lab * np.float32([identity.skin_lab[0], 1, 1]) + np.float32([0, *identity.skin_lab[1:]])
     dyed = lab * np.float32(identity.hair_lab)
     total = (skin + hair + suit)[..., None]
     mixed = (
-        tinted * skin[..., None]
-        + dyed * hair[..., None]
-        + turned * suit[..., None]
-        + lab * (1 - np.clip(total, 0, 1))
+        tinted * skin[..., None] + dyed * hair[..., None] + turned * suit[..., None] + lab * (1 - np.clip(total, 0, 1))
     )
     mixed[..., 0] = np.clip(mixed[..., 0], 0, 100)
     rgb = np.clip(cv2.cvtColor(mixed.astype(np.float32), cv2.COLOR_Lab2RGB), 0, 1) * 255

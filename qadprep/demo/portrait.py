@@ -1,4 +1,4 @@
-"""Moving pictures of a synthetic person: sway, turn, speak, blink, with the five landmarks carried through every warp."""
+"""Moving pictures of a synthetic person who sways, turns, speaks and blinks; the landmarks go through every warp."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class Portrait:
         )
 
     def frame(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frame `index`: RGB uint8 (height, width, 3), and its five landmarks float32 (5, 2) in px, image-left first."""
+        """Frame `index`: RGB uint8 (height, width, 3), and its landmarks float32 (5, 2) in px, image-left first."""
         import cv2
 
         width, height = self.size_px
@@ -104,9 +104,7 @@ class Portrait:
     def _pose(self, index: int) -> np.ndarray:
         """2x3, from frame px to photo px: sway, tilt and zoom of the whole head."""
         width, height = self.size_px
-        sway = (
-            self._circle(0, index) * (_SWAY, _SWAY * 0.5) * height + self._circle(1, index) * _SHAKE * height
-        )
+        sway = self._circle(0, index) * (_SWAY, _SWAY * 0.5) * height + self._circle(1, index) * _SHAKE * height
         tilt = np.deg2rad(4.5) * self._circle(2, index)[0]
         # At scale 1 the head with its hair is 160 px of the photo high: it gets 0.76 of the frame's height.
         zoom = 0.76 * height / 160 * self.identity.scale * (1 + 0.045 * self._circle(3, index)[0])
@@ -154,7 +152,7 @@ class Portrait:
             (p[3], (9, 9), zero, (smile, smile * 0.7)),
             (p[4], (9, 9), zero, (-smile, smile * 0.7)),
             (p[:2].mean(axis=0) - (0, 14), (34, 9), zero, (0, 1.6 * np.sin(speech * 0.37))),
-            (mouth + (0, 20), (30, 16), zero, (0, -0.35 * opening)),
+            (mouth + np.array([0, 20]), (30, 16), zero, (0, -0.35 * opening)),
         ), float(opening)
 
     def _lookup(

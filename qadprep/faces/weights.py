@@ -2,7 +2,7 @@
 
 What is checked: the file name of the RetinaFace release carries the first nine hex digits of a hash
 ("...-f168fae3c.zip"), in the naming scheme of `torch.hub`, where they are the start of the SHA-256 of the
-file. The full SHA-256 was never published, and the release does not say whether the archive or the weights
+file. No full SHA-256 is published with it, and the release does not say whether the archive or the weights
 file inside it was hashed. A file taken from the release or from the cache is therefore accepted if the
 SHA-256 of the archive, or that of the one file in it, starts with these digits: enough against damage and
 mix-ups, not against forgery. A file given by the user is not held against them; its full SHA-256 goes into
