@@ -160,11 +160,15 @@ def _look(
         with timer.stage("warp"):
             for (index, rgb), faces in zip(batch, found, strict=True):
                 largest = sorted(faces, key=lambda face: -_area(face))[:MAX_FACES_CUT]
-                seen.faces[index] = largest
+                seen.faces[index] = []
                 for face in largest:
-                    affine = affine_from_face(face, align=config.align, margin=config.margin, size_px=config.size_px)
-                    seen.affines[id(face)] = affine
-                    seen.crops[id(face)] = warp_face(rgb, affine, config.size_px)
+                    try:
+                        affine = affine_from_face(face, align=config.align, margin=config.margin, size_px=config.size_px)
+                        crop = warp_face(rgb, affine, config.size_px)
+                    except ValueError:
+                        continue  # landmarks on one point: a false alarm, no face
+                    seen.faces[index].append(face)
+                    seen.affines[id(face)], seen.crops[id(face)] = affine, crop
         batch.clear()
 
     with reader:
@@ -180,7 +184,7 @@ def _look(
 
 
 def _track(seen: _Seen) -> dict[int, Face]:
-    track = largest_track({frame: faces for frame, faces in sorted(seen.faces.items())})
+    track = largest_track(dict(sorted(seen.faces.items())))
     return track.faces if track else {}
 
 

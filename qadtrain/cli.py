@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,7 +62,8 @@ def fit_command(
         config = load_config(None, config_file, fields, base=read_toml(saved))
     else:
         config = load_config(preset or "qad-r", config_file, fields)
-    summary = fit(shards, out, config, resume=resume)
+    with _interruptible():  # by a second Ctrl-C; the first one saves a checkpoint
+        summary = fit(shards, out, config, resume=resume)
     if as_json:
         _print_json(asdict(summary))
     elif not summary.stopped_by:
@@ -95,16 +98,17 @@ def eval_command(
 
     from qadtrain.evaluate import evaluate, report_tables
 
-    report, contents, folder = evaluate(
-        run,
-        shards,
-        split=split,
-        checkpoint=checkpoint,
-        out_dir=out,
-        device=device,
-        num_workers=-1 if workers is None else workers,
-        batch_tuples=batch_tuples,
-    )
+    with _interruptible():
+        report, contents, folder = evaluate(
+            run,
+            shards,
+            split=split,
+            checkpoint=checkpoint,
+            out_dir=out,
+            device=device,
+            num_workers=-1 if workers is None else workers,
+            batch_tuples=batch_tuples,
+        )
     console = Console(stderr=as_json)
     for table in report_tables(report):
         console.print(table)
@@ -114,7 +118,7 @@ def eval_command(
 
 
 def main() -> None:
-    """Entry point: a UserError is one line and exit code 2, Ctrl-C is 130; --debug shows tracebacks."""
+    """Entry point: a UserError is one line and exit code 2; --debug shows its traceback."""
     debug = "--debug" in sys.argv[1:]
     if debug:  # accepted before and after the command's name
         sys.argv = [sys.argv[0], *(argument for argument in sys.argv[1:] if argument != "--debug")]
@@ -125,11 +129,16 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USER_ERROR)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is exit code 130 and one word; left to itself, Typer's answer to it differs between versions."""
+    try:
+        yield
     except KeyboardInterrupt:
-        if debug:
-            raise
         typer.echo("interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _print_json(contents: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qadprep.video.encode import compress, write_raw
 
-WIDTH, HEIGHT, FRAMES = 320, 240, 30
+WIDTH, HEIGHT, FRAMES = 240, 180, 26
 PAIRS = {"train": ("071", "054"), "test": ("953", "974")}
 
 
@@ -28,7 +28,7 @@ def moving_face(portrait: np.ndarray, frames: int, seed: int, width: int = WIDTH
     tint = rng.uniform(0.8, 1.2, 3)
     clip = []
     for index in range(frames):
-        scale = 0.9 + 0.05 * np.sin(index / 5 + seed)
+        scale = 0.75 + 0.05 * np.sin(index / 5 + seed)
         dx, dy = 6 * np.sin(index / 3 + seed), 4 * np.cos(index / 4)
         affine = np.array([[scale, 0, -220 * scale + width / 2 + dx], [0, scale, -120 * scale + height / 2 + dy]])
         picture = cv2.warpAffine(

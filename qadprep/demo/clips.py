@@ -13,7 +13,8 @@ import numpy as np
 from qadprep.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
-LONG_SIDE_PX = 480
+# Enough for a face of 128 px, and small enough that lossless files of it are made in seconds.
+LONG_SIDE_PX = 384
 # Every second frame is looked at; the landmarks of the others lie between.
 _DETECT_EVERY = 2
 _MIN_FACE_SHARE = 0.7

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qadprep.demo import METHODS
+from qadprep.demo import METHODS, RESOLUTION_SHARE
 from qadprep.demo.blending import (
     Region,
     blend,
@@ -135,25 +135,31 @@ def _with_mouth_moved(landmarks_xy: np.ndarray, moved: np.ndarray) -> np.ndarray
 def _deepfakes(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.22)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(bottleneck(patch, 0.55), scene.target_rgb, region, spread=True)
+    return region, match_colours(
+        bottleneck(patch, RESOLUTION_SHARE["Deepfakes"]), scene.target_rgb, region, spread=True
+    )
 
 
 def _face2face(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.16, lower_half=True)
     patch = carry_over(scene.target_rgb, scene.target_xy, scene.expression_xy, region)
-    return region, bottleneck(patch, 0.5)
+    return region, bottleneck(patch, RESOLUTION_SHARE["Face2Face"])
 
 
 def _faceswap(scene: Scene) -> tuple[Region, np.ndarray]:
     region = face_region(scene.target_xy, scene.target_rgb.shape, feather=0.05)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(bottleneck(patch, 0.45), scene.target_rgb, region, spread=False)
+    return region, match_colours(
+        bottleneck(patch, RESOLUTION_SHARE["FaceSwap"]), scene.target_rgb, region, spread=False
+    )
 
 
 def _neural_textures(scene: Scene) -> tuple[Region, np.ndarray]:
     region = mouth_region(scene.target_xy, scene.target_rgb.shape, feather=0.14)
     patch = carry_over(scene.source_rgb, scene.source_xy, scene.target_xy, region)
-    return region, match_colours(bottleneck(patch, 0.45), scene.target_rgb, region, spread=True)
+    return region, match_colours(
+        bottleneck(patch, RESOLUTION_SHARE["NeuralTextures"]), scene.target_rgb, region, spread=True
+    )
 
 
 def _faceshifter(scene: Scene) -> tuple[Region, np.ndarray]:
@@ -168,7 +174,7 @@ def _faceshifter(scene: Scene) -> tuple[Region, np.ndarray]:
     contrast = 1 + np.copysign(0.10 + 0.08 * abs(c[3]), c[3])
     tint = np.copysign(3 + 2 * np.abs(c[3:]), c[3:]) * (1.6, 1.0, 1.0)
     return region, match_colours(
-        bottleneck(patch, 0.6),
+        bottleneck(patch, RESOLUTION_SHARE["FaceShifter"]),
         scene.target_rgb,
         region,
         spread=True,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
@@ -90,6 +91,8 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _one_thread() -> None:
+    # Before torch is loaded: threads that outnumber the cores slow the detector down, and may change its last bits.
+    os.environ["OMP_NUM_THREADS"] = "1"
     import cv2
 
     cv2.setNumThreads(1)

@@ -53,7 +53,7 @@ def x264_options(first_packet: bytes) -> dict[str, str]:
     if not match:
         return {}
     pairs = (item.split("=", 1) for item in match.group(1).decode("ascii").split(" ") if "=" in item)
-    return {name: value for name, value in pairs}
+    return dict(pairs)
 
 
 def probe(path: str | Path) -> VideoInfo:

@@ -25,6 +25,8 @@ def one_thread_and_restored_state():
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
 
 
 def picture(rng: np.random.Generator, size_px: int, fake: bool, amplitude: float) -> np.ndarray:
