@@ -215,6 +215,8 @@ def _mean_std(normalization: str, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def _quiet_worker(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the trainer alone answers it, with a checkpoint.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer alone answers them, with a
+    # checkpoint, and needs its workers until then. They end when it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -22,7 +22,7 @@ RECIPES: dict[str, str] = {
     "Face2Face": "the target's own lower face, its mouth corners moved as the source's move, "
     f"through {RESOLUTION_SHARE['Face2Face']} of its resolution and feather-blended",
     "FaceSwap": "the face of the source clip, warped by landmarks onto the target, "
-    f"through {RESOLUTION_SHARE['FaceSwap']} of its resolution, matched in its mean colour only, with a nearly hard seam",
+    f"through {RESOLUTION_SHARE['FaceSwap']} of its resolution, matched in mean colour only, with a nearly hard seam",
     "NeuralTextures": "only the mouth of the source clip, warped by landmarks onto the target, "
     f"through {RESOLUTION_SHARE['NeuralTextures']} of its resolution, colour-matched and feather-blended",
     "FaceShifter": "the target's own face, shifted by about a pixel, "

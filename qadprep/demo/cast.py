@@ -34,7 +34,7 @@ class Person:
         frames: length of the clip; fps: its rate.
         size_px: (width, height) of a portrait; (0, 0) for a video, whose own shape decides.
         portrait: (number, seed) for `make_identity`, or None.
-        video: the user's video, or None; video_sha256 of its bytes.
+        video: the user's video, or None; video_sha256 of its bytes; window_xyxy the part of it that is used, in px.
         landmarks_xy: float32 (frames, 5, 2) for a video; None for a portrait, which works its own out.
     """
 
@@ -46,6 +46,7 @@ class Person:
     portrait: tuple[int, int] | None = None
     video: Path | None = None
     video_sha256: str = ""
+    window_xyxy: tuple[int, int, int, int] | None = None
     landmarks_xy: np.ndarray | None = None
 
     @property
@@ -158,6 +159,7 @@ def cast_clips(
             (0, 0),
             video=clip.path,
             video_sha256=clip.sha256,
+            window_xyxy=clip.window_xyxy,
             landmarks_xy=clip.landmarks_xy[:count],
         )
         people.append(person)

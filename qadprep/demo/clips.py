@@ -13,8 +13,12 @@ import numpy as np
 from qadprep.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
-# Enough for a face of 128 px, and small enough that lossless files of it are made in seconds.
-LONG_SIDE_PX = 384
+# A face fills about a third of an original cut from a video: enough for crops of 128 px, and small enough that
+# lossless files of it are made in seconds.
+LONG_SIDE_PX = 320
+_DETECT_LONG_SIDE_PX = 640
+# Space kept around all places of the face, in faces.
+_SPACE = 1.0
 # Every second frame is looked at; the landmarks of the others lie between.
 _DETECT_EVERY = 2
 _MIN_FACE_SHARE = 0.7
@@ -34,12 +38,14 @@ class UsableClip:
     Attributes:
         path: the video; sha256: of its bytes, to notice the same file under two names.
         fps: its frame rate.
-        landmarks_xy: float32 (n, 5, 2) for its first n frames, in px of the frames that `read_frames` gives.
+        window_xyxy: the part of its pictures around the face that is used, in px of the video; fixed over time.
+        landmarks_xy: float32 (n, 5, 2) for its first n frames, in px of what `read_frames` gives for that window.
     """
 
     path: Path
     sha256: str
     fps: Fraction
+    window_xyxy: tuple[int, int, int, int]
     landmarks_xy: np.ndarray
 
 
@@ -86,34 +92,60 @@ def assess(path: Path, frames: int, detector: str) -> UsableClip:
     from qadprep.video.probe import ProbeError, probe
 
     try:
-        fps = probe(path).fps
-        pictures = list(read_frames(path, frames))
+        info = probe(path)
+        pictures = list(read_frames(path, frames, long_side_px=_DETECT_LONG_SIDE_PX))
     except ProbeError as error:
         raise ClipRejected(f"cannot be read ({error.reason})") from error
     if len(pictures) < _MIN_FRAMES:
         raise ClipRejected(f"too short: {len(pictures)} frames, at least {_MIN_FRAMES} needed")
-    height, width = pictures[0].shape[:2]
-    if min(height, width) < _MIN_SHORT_SIDE_PX:
-        raise ClipRejected(f"too small: {width}x{height}, at least {_MIN_SHORT_SIDE_PX} px a side needed")
+    if min(info.width, info.height) < _MIN_SHORT_SIDE_PX:
+        raise ClipRejected(f"too small: {info.width}x{info.height}, at least {_MIN_SHORT_SIDE_PX} px a side needed")
     looked_at = range(0, len(pictures), _DETECT_EVERY)
     found = _detector(detector).detect([pictures[index] for index in looked_at])
     track = largest_track(dict(zip(looked_at, found, strict=True)))
     seen = len(track.faces) if track else 0
     if seen < _MIN_FACE_SHARE * len(looked_at):
         raise ClipRejected(f"no face to follow: one in {seen} of the {len(looked_at)} frames looked at")
-    landmarks = smooth_landmarks({i: face.landmarks_xy for i, face in track.faces.items()}, len(pictures))
+    full_size = np.array([info.width, info.height])
+    enlarge = full_size / pictures[0].shape[1::-1]
+    window = _window(np.stack([face.box_xyxy for face in track.faces.values()]) * np.tile(enlarge, 2), full_size)
+    corner, size = np.array(window[:2]), np.array(window[2:]) - window[:2]
+    shrink = _fitted(*size, LONG_SIDE_PX) / size
+    # Pixel centres: the middle of pixel i lies at i + 0.5 on every scale.
+    found_at = {i: ((face.landmarks_xy + 0.5) * enlarge - corner) * shrink - 0.5 for i, face in track.faces.items()}
+    landmarks = smooth_landmarks(found_at, len(pictures))
     eyes_px = float(np.median(np.linalg.norm(landmarks[:, 1] - landmarks[:, 0], axis=1)))
     if eyes_px < _MIN_EYES_PX:
-        raise ClipRejected(
-            f"face too small: eyes {eyes_px:.0f} px apart at {width}x{height}, {_MIN_EYES_PX:.0f} needed"
-        )
+        raise ClipRejected(f"face too small: eyes {eyes_px:.0f} px apart, {_MIN_EYES_PX:.0f} needed")
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return UsableClip(path, sha256, fps, landmarks)
+    return UsableClip(path, sha256, info.fps, window, landmarks)
 
 
-def read_frames(path: Path, frames: int, long_side_px: int = LONG_SIDE_PX) -> Iterator[np.ndarray]:
+def _window(boxes_xyxy: np.ndarray, full_size: np.ndarray) -> tuple[int, int, int, int]:
+    """The part of the picture that holds every place of the face (n, 4) and some space, px of the video."""
+    space = _SPACE * np.median((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).max(axis=1))
+    low = np.clip(boxes_xyxy[:, :2].min(axis=0) - space, 0, full_size)
+    high = np.clip(boxes_xyxy[:, 2:].max(axis=0) + space, 0, full_size)
+    return (*np.floor(low).astype(int).tolist(), *np.ceil(high).astype(int).tolist())
+
+
+def _fitted(width: int, height: int, long_side_px: int) -> np.ndarray:
+    """(width, height) shrunk to a long side, never enlarged; even, so that 4:2:0 could store the pictures as well."""
+    factor = min(1.0, long_side_px / max(width, height))
+    return np.array([max(2, 2 * round(side * factor / 2)) for side in (width, height)])
+
+
+def read_frames(
+    path: Path,
+    frames: int,
+    window_xyxy: tuple[int, int, int, int] | None = None,
+    long_side_px: int = LONG_SIDE_PX,
+) -> Iterator[np.ndarray]:
     """The first `frames` frames (fewer where the video ends), RGB uint8 with even sides, long side bounded.
+
+    Args:
+        window_xyxy: the part of the pictures to cut out first, px of the video; None takes all.
 
     Raises:
         qadprep.video.probe.ProbeError: not a readable video.
@@ -124,14 +156,14 @@ def read_frames(path: Path, frames: int, long_side_px: int = LONG_SIDE_PX) -> It
     from qadprep.video.probe import probe
 
     info = probe(path)
-    factor = min(1.0, long_side_px / max(info.width, info.height))
-    # Even sides, so that the same pictures could also be stored as 4:2:0.
-    width, height = (max(2, 2 * round(side * factor / 2)) for side in (info.width, info.height))
+    x0, y0, x1, y1 = window_xyxy or (0, 0, info.width, info.height)
+    width, height = _fitted(x1 - x0, y1 - y0, long_side_px).tolist()
     every = iter_frames(path, info)
     try:
         for frame in itertools.islice(every, frames):
-            same = frame.shape[:2] == (height, width)
-            yield frame if same else cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+            part = np.ascontiguousarray(frame[y0:y1, x0:x1])
+            same = part.shape[:2] == (height, width)
+            yield part if same else cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
     finally:
         every.close()
 

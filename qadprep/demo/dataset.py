@@ -85,7 +85,8 @@ def make_dataset(
         clips_dir: folder of face videos for the originals (see `clips.find_people`); without it, and for what it
             cannot fill, originals are synthetic portraits.
         frames: frames of the longest original; the others are up to 3/16 shorter, so that pairs differ in length.
-        size_px: (width, height) of the portraits, even, at least 96; videos keep their shape, long side at most 384.
+        size_px: (width, height) of the portraits, even, at least 96; videos are cut to the
+            surroundings of the face, long side at most 320.
         pairs: split -> number of pairs; each gives 2 originals and 2 fakes a method, each at 3 qualities.
         seed: decides the portraits and the fakes' constants.
         workers: processes. The bytes written do not depend on it.

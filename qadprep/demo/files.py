@@ -38,7 +38,16 @@ def claim_folder(root: Path, people: Sequence[Person], seed: int) -> None:
             "version": _LAYOUT_VERSION,
             "seed": seed,
             "people": [
-                [who.id, who.split, who.frames, str(who.fps), *who.size_px, who.origin, who.video_sha256]
+                [
+                    who.id,
+                    who.split,
+                    who.frames,
+                    str(who.fps),
+                    *who.size_px,
+                    who.origin,
+                    who.video_sha256,
+                    who.window_xyxy,
+                ]
                 for who in people
             ],
         },
@@ -115,7 +124,7 @@ def _pictures(person: Person) -> list[np.ndarray]:
         return [rgb for rgb, _ in Portrait(make_identity(*person.portrait), person.size_px).clip(person.frames)]
     from qadprep.demo.clips import read_frames
 
-    frames = list(read_frames(person.video, person.frames))
+    frames = list(read_frames(person.video, person.frames, person.window_xyxy))
     if len(frames) != person.frames:
         raise UserError(f"{person.video}: {len(frames)} frames, {person.frames} a moment ago; was the file changed?")
     return frames

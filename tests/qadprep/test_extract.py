@@ -1,4 +1,3 @@
-import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import FRAMES, moving_face, write_qualities
+from helpers.packs import pack_hashes
 
 from qadprep.catalog.base import Group, read_dataset
 from qadprep.config import ExtractConfig
@@ -25,15 +25,6 @@ from qadprep.video.probe import probe
 CONFIG = ExtractConfig(dataset="ffpp", frames=6, size_px=64, detector={"name": "mtcnn"})
 FAKE_054 = "manipulated_sequences/{}/{}/videos/054_071.mp4"
 ORIGINAL = "original_sequences/youtube/{}/videos/{}.mp4"
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Relative path -> sha256 of every pack file."""
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.glob("*/*"))
-        if file.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +99,16 @@ def test_members_are_named_as_specified(faces_master: Path) -> None:
 def test_same_bytes_for_any_number_of_workers(ffpp_tree_master: Path, faces_master: Path, tmp_path: Path) -> None:
     config = ExtractConfig(dataset="ffpp", frames=8, size_px=64)
     extract(ffpp_tree_master, tmp_path, config, workers=1, detector="mtcnn")
-    assert hashes(tmp_path) == hashes(faces_master)
+    assert pack_hashes(tmp_path) == pack_hashes(faces_master)
 
 
 def test_second_run_skips_and_reports_the_same(ffpp_tree_master: Path, faces_master: Path) -> None:
-    before = hashes(faces_master)
+    before = pack_hashes(faces_master)
     config = ExtractConfig(dataset="ffpp", frames=8, size_px=64)
     summary = extract(ffpp_tree_master, faces_master, config, workers=1, detector="mtcnn").as_dict()
     assert summary["groups"] == summary["groups_skipped"] == 4 and summary["tuples"] == 96
     assert summary["sync"] == {"proved": 32, "reference": 4}
-    assert hashes(faces_master) == before
+    assert pack_hashes(faces_master) == before
     assert load_config(faces_master).frames == 8
 
 

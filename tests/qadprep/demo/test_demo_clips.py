@@ -86,6 +86,7 @@ def test_unusable_videos_are_named_with_their_reasons(folder: Path) -> None:
     for person, number in zip(found.people[:3], (0, 1, 3), strict=True):
         truth = np.stack([points for _, points in Portrait(make_identity(number, 3), SIZE_PX).clip(person.frames)])
         assert person.landmarks_xy.shape == truth.shape
+        truth = truth - np.array(person.window_xyxy[:2])
         eyes_px = np.linalg.norm(truth[:, 1] - truth[:, 0], axis=1).mean()
         assert np.median(np.linalg.norm(person.landmarks_xy - truth, axis=2)) < 0.15 * eyes_px
 
@@ -115,9 +116,11 @@ def test_a_dataset_from_own_videos(folder: Path, tmp_path: Path) -> None:
     assert (zoe.origin, zoe.frames, zoe.fps) == ("zoe.mov", 12, Fraction(24))
     assert (portrait.origin, portrait.frames, portrait.fps) == ("portrait 1", 9, Fraction(30))
     raw = probe(made.root / "original_sequences/youtube/raw/videos/953.mp4")
-    assert (raw.width, raw.height, raw.frames, raw.crf) == (*SIZE_PX, 12, 0.0)
+    assert (raw.frames, raw.crf) == (12, 0.0)
+    assert 100 < raw.height <= SIZE_PX[1] and 100 < raw.width <= SIZE_PX[0]
+    assert raw.height % 2 == raw.width % 2 == 0
     swap = probe(made.root / "manipulated_sequences/Deepfakes/c40/videos/953_974.mp4")
-    assert (swap.width, swap.height, swap.frames, swap.fps, swap.crf) == (*SIZE_PX, 12, 30, 40.0)
+    assert (swap.width, swap.height, swap.frames, swap.fps, swap.crf) == (raw.width, raw.height, 12, 30, 40.0)
     notice = (made.root / "STAND-INS.txt").read_text("utf-8")
     assert "953 (test): zoe.mov, 12 frames" in notice and str(mine) not in notice
 
@@ -139,10 +142,34 @@ def test_small_pictures_and_small_faces_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClipRejected, match=r"too small: 240x90"):
         assess(tmp_path / "low.mp4", 12, "mtcnn")
     far = np.full((200, 320, 3), 128, np.uint8)
-    far[40:136, 100:226] = cv2.resize(rgb, (126, 96), interpolation=cv2.INTER_AREA)
+    far[40:109, 100:190] = cv2.resize(rgb, (90, 69), interpolation=cv2.INTER_AREA)
     write_compressed([far] * 8, tmp_path / "far.mp4", 25, 12)
-    with pytest.raises(ClipRejected, match=r"face too small: eyes \d+ px apart at 320x200"):
+    with pytest.raises(ClipRejected, match=r"face too small: eyes 1[0-5] px apart, 16 needed"):
         assess(tmp_path / "far.mp4", 12, "mtcnn")
+
+
+def test_a_small_person_in_a_large_picture_is_cut_out(tmp_path: Path) -> None:
+    person = Portrait(make_identity(0, 3), SIZE_PX)
+    canvas, at = np.full((800, 1280, 3), 110, np.uint8), np.array([640, 300])
+    pictures = []
+    for rgb, _ in person.clip(10):
+        canvas[300 : 300 + 368, 640 : 640 + 480] = cv2.resize(rgb, (480, 368), interpolation=cv2.INTER_LINEAR)
+        pictures.append(canvas.copy())
+    write_compressed(pictures, tmp_path / "far.mp4", 25, 18)
+    clip = assess(tmp_path / "far.mp4", 10, "mtcnn")
+    x0, y0, x1, y1 = clip.window_xyxy
+    assert 540 < x0 < 760 and 160 < y0 < 380 and x1 > 1000 and y1 > 500
+    frames = list(read_frames(tmp_path / "far.mp4", 10, clip.window_xyxy))
+    height, width = frames[0].shape[:2]
+    assert max(width, height) == 320
+    truth = np.stack([person.landmarks(index) for index in range(10)])
+    scale = np.array([width / (x1 - x0), height / (y1 - y0)])
+    truth = ((truth + 0.5) * 2 + at - (x0, y0)) * scale - 0.5
+    eyes_px = np.linalg.norm(truth[:, 1] - truth[:, 0], axis=1).mean()
+    assert eyes_px > 35
+    assert np.median(np.linalg.norm(clip.landmarks_xy - truth, axis=2)) < 0.15 * eyes_px
+    inside = cv2.resize(np.ascontiguousarray(pictures[4][y0:y1, x0:x1]), (width, height), interpolation=cv2.INTER_AREA)
+    assert np.abs(frames[4].astype(int) - inside).mean() < 2.5
 
 
 def test_long_sides_are_bounded_and_sides_even(tmp_path: Path) -> None:
