@@ -1,4 +1,4 @@
-"""The command line: parse, build a config, call, print. No logic; heavy imports wait for the command that needs them."""
+"""The command line: parse, build a config, call, print. Heavy imports wait for the command that needs them."""
 
 import sys
 from pathlib import Path

@@ -219,8 +219,9 @@ class _Extraction:
     def _note_damage(self, file: _File, error: str | None, status: dict[int, str]) -> None:
         lost = sorted(frame for frame, word in status.items() if word == "decode_error")
         if lost:
+            cause = error or "the stream ends early"
             file.record.status = "decode_error"
-            file.record.message = f"{file.record.path}: frames from {lost[0]} on could not be decoded ({error or 'the stream ends early'})"
+            file.record.message = f"{file.record.path}: frames from {lost[0]} on could not be decoded ({cause})"
 
     # Rows
 

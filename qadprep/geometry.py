@@ -163,7 +163,9 @@ def _look(
                 seen.faces[index] = []
                 for face in largest:
                     try:
-                        affine = affine_from_face(face, align=config.align, margin=config.margin, size_px=config.size_px)
+                        affine = affine_from_face(
+                            face, align=config.align, margin=config.margin, size_px=config.size_px
+                        )
                         crop = warp_face(rgb, affine, config.size_px)
                     except ValueError:
                         continue  # landmarks on one point: a false alarm, no face

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qadprep.sheets import choose_rows, find_instant, instant_sheet, tuple_sheet
 from qadprep.shardset import ShardSet
+from qadprep.sheets import choose_rows, find_instant, instant_sheet, tuple_sheet
 from qadprep.ustar import atomic_file
 
 ROWS_PER_SHEET = 12
@@ -107,7 +107,9 @@ def write_report(
 
 
 def _counts(shards: ShardSet) -> Section:
-    groups = shards.table.group_by(["split", "method", "label"]).aggregate([("key", "count"), ("video", "count_distinct")])
+    groups = shards.table.group_by(["split", "method", "label"]).aggregate(
+        [("key", "count"), ("video", "count_distinct")]
+    )
     rows = sorted(
         (row["split"], row["method"], "fake" if row["label"] else "real", row["video_count_distinct"], row["key_count"])
         for row in groups.to_pylist()
@@ -187,6 +189,6 @@ def _page(title: str, notice: str, sections: Sequence[Section]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        value = "–" if math.isnan(value) else f"{value:.3f}"
+        value = "-" if math.isnan(value) else f"{value:.3f}"
         return f"<td class='n'>{value}</td>"
     return f"<td class='n'>{value}</td>" if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"

@@ -113,7 +113,7 @@ def shard(faces: Path, out: Path, config: ShardConfig, *, overwrite: bool = Fals
 def _collect(
     faces: Path, config_hash: str, qualities: tuple[str, ...]
 ) -> tuple[list[dict[str, Any]], dict[str, int], str]:
-    """Every complete tuple of the packs, the attempted ones left out by status, and a hash over all the packs' content."""
+    """Every complete tuple of the packs, counts of those left out by status, and a hash over the packs' content."""
     tuples: list[dict[str, Any]] = []
     left_out: dict[str, int] = {}
     content = hashlib.sha256(config_hash.encode())

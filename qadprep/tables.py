@@ -114,7 +114,8 @@ def extract(summary: ExtractSummary, out: Path) -> None:
     _print("shift test of the files", ["verdict", "videos"], list(result["sync"].items()))
     skipped = f", {result['groups_skipped']} of them finished earlier" if result["groups_skipped"] else ""
     say(
-        f"{result['tuples']} tuples from {result['groups']} groups{skipped}, {result['pack_bytes'] / 1e6:.1f} MB in {out}, "
+        f"{result['tuples']} tuples from {result['groups']} groups{skipped}, "
+        f"{result['pack_bytes'] / 1e6:.1f} MB in {out}, "
         f"{result['seconds']:.1f} s with {result['workers']} workers"
     )
 

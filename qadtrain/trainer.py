@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
 
 from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadtrain.awp import AdversarialWeights, batchnorm_statistics_kept
 from qadtrain.checkpoint import has_checkpoints, load_last, random_state, restore_random_state, save_best, save_last
-from qadtrain.config import Config, OptimConfig
+from qadtrain.config import Config
 from qadtrain.data import EpochBatches, TupleBatch, make_loader, to_network_input, whole_batches
 from qadtrain.device import autocast_to, choose_device, seed_everything
 from qadtrain.evaluate import fake_probability, score_split, summarise
 from qadtrain.losses import LossTerms, QadLoss
 from qadtrain.models import build_model
+from qadtrain.optim import make_optimizer
 from qadtrain.tracking import Meter, StepProgress, Tracker
 
 BY_AUC, BY_LOSS = "AUC on the validation split, mean over the qualities", "cross-entropy on the train split"
@@ -282,23 +282,3 @@ class Trainer:
         self.position = Position(**state["position"])
         self._ce_sum.fill_(self.position.ce_sum)
         restore_random_state(state["random"])
-
-
-def make_optimizer(
-    model: torch.nn.Module, config: OptimConfig, total_steps: int
-) -> tuple[torch.optim.Adam, OneCycleLR]:
-    """Adam over all parameters (frozen ones have no gradient and stay) and one cycle stepped per iteration."""
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
-    pct_start = config.pct_start
-    if math.isclose(pct_start * total_steps, 1.0):
-        pct_start *= 1.001  # OneCycleLR divides by (pct_start * total_steps - 1)
-    schedule = OneCycleLR(
-        optimizer,
-        max_lr=config.learning_rate,
-        total_steps=total_steps,
-        pct_start=pct_start,
-        cycle_momentum=config.cycle_momentum,
-    )
-    return optimizer, schedule

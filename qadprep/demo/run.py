@@ -125,7 +125,7 @@ def _score_sections(scores: dict[str, Any]) -> list[Section]:
     return [
         Section(
             f"Scores on test, {level} level",
-            "Each method against the originals: AUC / accuracy / EER. Trained for less than a minute on a handful of clips.",
+            "Each method against the originals: AUC / accuracy / EER. Trained for a minute on a handful of clips.",
             ("quality", *methods),
             [
                 (quality, *(_figures(scores["metrics"][level][quality][method]) for method in methods))
@@ -137,7 +137,7 @@ def _score_sections(scores: dict[str, Any]) -> list[Section]:
 
 
 def _figures(cell: dict[str, Any]) -> str:
-    return " / ".join("–" if cell[name] is None else f"{cell[name]:.3f}" for name in METRICS)
+    return " / ".join("-" if cell[name] is None else f"{cell[name]:.3f}" for name in METRICS)
 
 
 def _scores_text(scores: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ HEAVY = ("torch", "cv2", "numpy", "pyarrow", "pydantic", "av")
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "qadprep", *map(str, words)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "qadprep", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("package", ["qadprep", "qadtrain"])

@@ -51,7 +51,10 @@ def test_nothing_to_do() -> None:
 
 
 def test_a_folder_has_one_user(tmp_path: Path) -> None:
-    hold = f"from qadprep.engine import sole_user\nfrom pathlib import Path\nimport time\nwith sole_user(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    hold = (
+        "import time\nfrom pathlib import Path\nfrom qadprep.engine import sole_user\n"
+        f"with sole_user(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
@@ -74,7 +77,10 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         "    run_tasks([1, 2], sleeper.sleep, print, print, workers=2)\n"
     )
     (tmp_path / "sleeper.py").write_text(
-        f"import os, time, pathlib\ndef sleep(n):\n    pathlib.Path({str(tmp_path)!r}, f'pid{{n}}').write_text(str(os.getpid()))\n    time.sleep(120)\n"
+        "import os, time, pathlib\n"
+        "def sleep(n):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'pid{{n}}').write_text(str(os.getpid()))\n"
+        "    time.sleep(120)\n"
     )
     (tmp_path / "main.py").write_text(code)
     process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")])

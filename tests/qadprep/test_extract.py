@@ -11,9 +11,9 @@ from helpers.packs import pack_hashes
 
 from qadprep.catalog.base import Group, read_dataset
 from qadprep.config import ExtractConfig
+from qadprep.errors import UserError
 from qadprep.extract import extract_group
 from qadprep.extract_dataset import extract, load_config
-from qadprep.errors import UserError
 from qadprep.faces import Detector, make_detector
 from qadprep.faces.alignment import warp_face
 from qadprep.pack import find_packs, read_pack
@@ -168,7 +168,8 @@ def test_frames_without_a_face_are_refilled(portrait: np.ndarray, tmp_path: Path
     clip[5:20] = np.random.default_rng(0).integers(0, 80, clip[5:20].shape, np.uint8)
     root = tmp_path / "data"
     write_qualities(clip, root / "original_sequences" / "youtube", "071")
-    result = extract_group(group_of(root, "071"), root, tmp_path, ExtractConfig(dataset="ffpp", frames=12, size_px=64), detector)
+    config = ExtractConfig(dataset="ffpp", frames=12, size_px=64)
+    result = extract_group(group_of(root, "071"), root, tmp_path, config, detector)
     assert result.tuples == 12 and result.statuses["no_face"] >= 3
     rows = rows_of(tmp_path, "071")
     assert all((row["status"] == "ok") == (not 5 <= row["frame"] < 20) for row in rows)

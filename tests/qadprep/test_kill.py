@@ -43,7 +43,9 @@ def test_extract_killed_at_random_moments(ffpp_tree_master: Path, faces_master: 
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_a_hint_and_the_next_run_goes_on(ffpp_tree_master: Path, faces_master: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_a_hint_and_the_next_goes_on(
+    ffpp_tree_master: Path, faces_master: Path, tmp_path: Path
+) -> None:
     process = subprocess.Popen(command(ffpp_tree_master, tmp_path / "faces"), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "faces" / "ffpp").glob("*.parquet")) and time.monotonic() < deadline:
@@ -59,7 +61,8 @@ def test_ctrl_c_ends_with_a_hint_and_the_next_run_goes_on(ffpp_tree_master: Path
 @pytest.mark.slow
 def test_shard_killed_at_random_moments(faces_master: Path, shards_master: Path, tmp_path: Path) -> None:
     rng = random.Random(1)
-    words = [sys.executable, "-m", "qadprep", "shard", faces_master, "--out", tmp_path / "s", "--tuples-per-shard", "40"]
+    words = [sys.executable, "-m", "qadprep", "shard", faces_master, "--out", tmp_path / "s"]
+    words += ["--tuples-per-shard", "40"]
     for _ in range(5):
         process = subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.3, 1.5))

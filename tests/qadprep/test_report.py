@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from qadprep.report import Section, write_report
-from qadprep.sheets import choose_rows, difference, find_instant, grid
 from qadprep.shardset import ShardSet
+from qadprep.sheets import choose_rows, difference, find_instant, grid
 
 
 def test_page_and_sheets(shards_master: Path, faces_master: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "qadprep", "report", shards_master, "--out", tmp_path, "--faces", faces_master, "--json"]
+    words = [sys.executable, "-m", "qadprep", "report", shards_master, "--out", tmp_path]
+    words += ["--faces", faces_master, "--json"]
     result = json.loads(subprocess.run([*map(str, words)], check=True, capture_output=True, text=True).stdout)
     assert sorted(Path(sheet).name for sheet in result["contact_sheets"]) == [
         "instant-test.png",

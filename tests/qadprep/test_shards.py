@@ -1,6 +1,7 @@
 """shard, ShardSet and verify on a real shard set, whole and damaged."""
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import pickle
@@ -25,7 +26,7 @@ QUALITIES = ("raw", "c23", "c40")
 
 
 def digest(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir() if file.suffix != ".lock"}
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
 def test_what_was_written(shards_master: Path) -> None:
@@ -54,13 +55,13 @@ def test_two_runs_give_the_same_bytes(faces_master: Path, shards_master: Path, t
     assert digest(tmp_path / "third") == digest(shards_master)
 
 
-def test_order_is_a_shuffle_by_tuple_that_the_seed_decides(faces_master: Path, shards_master: Path, tmp_path: Path) -> None:
+def test_order_is_a_shuffle_by_tuple(faces_master: Path, shards_master: Path, tmp_path: Path) -> None:
     shard(faces_master, tmp_path / "seed1", ShardConfig(tuples_per_shard=1000, seed=1))
     zero, one = ShardSet(shards_master, "train"), ShardSet(tmp_path / "seed1", "train")
     a, b = zero.table["key"].to_pylist(), one.table["key"].to_pylist()
     assert sorted(a) == sorted(b) and a != b and a != sorted(a)
     videos = [key.rsplit("/", 1)[0] for key in a]
-    assert sum(x == y for x, y in zip(videos, videos[1:], strict=False)) < 20  # sorted by clip it would be 42
+    assert sum(x == y for x, y in itertools.pairwise(videos)) < 20  # sorted by clip it would be 42
     assert len(one.shards) == 1
 
 
@@ -70,7 +71,7 @@ def test_stock_webdataset_reads_them(shards_master: Path) -> None:
     for entry in ShardSet(shards_master).shards:
         indexed = ShardSet(shards_master, entry["split"])
         expected = {item.key: item for item in indexed}
-        samples = list(wds.WebDataset(str(shards_master / entry["url"]), shardshuffle=False, nodesplitter=wds.split_by_node))
+        samples = list(wds.WebDataset(str(shards_master / entry["url"]), shardshuffle=False))
         assert len(samples) == entry["nsamples"]
         for sample in samples:
             item = expected[sample["__key__"]]

@@ -16,7 +16,8 @@ from qadtrain import trainer as trainer_module
 from qadtrain.config import Config, load_config
 from qadtrain.data import TupleBatch, TupleDataset, collate
 from qadtrain.fit import FitSummary, fit, resolve
-from qadtrain.trainer import Trainer, make_optimizer
+from qadtrain.optim import make_optimizer
+from qadtrain.trainer import Trainer
 
 # Everything that draws random numbers or changes course is on: dropout, flips, warm-up, AWP, HSIC.
 BASE = [

@@ -142,7 +142,7 @@ def test_small_pictures_and_small_faces_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClipRejected, match=r"too small: 240x90"):
         assess(tmp_path / "low.mp4", 12, "mtcnn")
     far = np.full((200, 320, 3), 128, np.uint8)
-    far[40:109, 100:190] = cv2.resize(rgb, (90, 69), interpolation=cv2.INTER_AREA)
+    far[40:95, 100:172] = cv2.resize(rgb, (72, 55), interpolation=cv2.INTER_AREA)
     write_compressed([far] * 8, tmp_path / "far.mp4", 25, 12)
     with pytest.raises(ClipRejected, match=r"face too small: eyes 1[0-5] px apart, 16 needed"):
         assess(tmp_path / "far.mp4", 12, "mtcnn")
@@ -158,7 +158,7 @@ def test_a_small_person_in_a_large_picture_is_cut_out(tmp_path: Path) -> None:
     write_compressed(pictures, tmp_path / "far.mp4", 25, 18)
     clip = assess(tmp_path / "far.mp4", 10, "mtcnn")
     x0, y0, x1, y1 = clip.window_xyxy
-    assert 540 < x0 < 760 and 160 < y0 < 380 and x1 > 1000 and y1 > 500
+    assert 500 < x0 < 760 and 100 < y0 < 380 and 1000 < x1 < 1260 and 500 < y1 <= 800
     frames = list(read_frames(tmp_path / "far.mp4", 10, clip.window_xyxy))
     height, width = frames[0].shape[:2]
     assert max(width, height) == 320
