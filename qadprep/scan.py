@@ -17,6 +17,7 @@ class ScanReport:
         counts: (method, split, quality) -> videos found.
         qualities: the qualities found anywhere, best first.
         incomplete: (clip id, qualities it lacks although other clips of the dataset have them).
+        absent: (method, split) -> official clips that are not on disk at any quality.
         no_original: clip ids of fakes whose target's original is not on disk at any quality.
     """
 
@@ -24,6 +25,7 @@ class ScanReport:
     counts: dict[tuple[str, str, str], int]
     qualities: tuple[str, ...]
     incomplete: list[tuple[str, list[str]]]
+    absent: dict[tuple[str, str], int]
     no_original: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -43,6 +45,7 @@ class ScanReport:
                 }
                 for (m, s, q), n in sorted(self.counts.items())
             ],
+            "absent": [{"method": m, "split": s, "clips": n} for (m, s), n in sorted(self.absent.items())],
             "incomplete": [{"clip": clip, "missing": missing} for clip, missing in self.incomplete],
             "without_original": self.no_original,
             "ignored": [{"path": path, "reason": reason} for path, reason in self.catalog.ignored],
@@ -76,7 +79,9 @@ def count(catalog: Catalog) -> ScanReport:
     incomplete = [
         (clip.id, lacking) for clip in catalog.clips if (lacking := [q for q in qualities if q not in clip.paths])
     ]
+    present = Counter((clip.method, clip.split) for clip in catalog.clips)
+    absent = {place: number - present[place] for place, number in catalog.expected.items() if number > present[place]}
     no_original = [
         clip.id for group in catalog.groups() if group.original is None for clip in group.clips if clip.label == 1
     ]
-    return ScanReport(catalog, dict(counts), qualities, incomplete, no_original)
+    return ScanReport(catalog, dict(counts), qualities, incomplete, absent, no_original)

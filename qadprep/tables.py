@@ -72,10 +72,11 @@ def scan(report: ScanReport, out: Path | None) -> None:
             expected = catalog.expected.get((method, split))
             found = [report.counts.get((method, split, quality), 0) for quality in report.qualities]
             if any(found) or expected:
-                rows.append((method, split, *found, expected if expected is not None else "-"))
+                absent = report.absent.get((method, split), 0) if expected is not None else "-"
+                rows.append((method, split, *found, expected if expected is not None else "-", absent))
     _print(
         f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups())} groups",
-        ["method", "split", *report.qualities, "official"],
+        ["method", "split", *report.qualities, "official", "missing"],
         rows,
     )
     if report.incomplete:

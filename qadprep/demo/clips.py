@@ -21,7 +21,7 @@ _DETECT_LONG_SIDE_PX = 640
 _SPACE = 1.0
 # Every second frame is looked at; the landmarks of the others lie between.
 _DETECT_EVERY = 2
-_MIN_FACE_SHARE = 0.7
+_MIN_FACE_SHARE = 0.9
 _MIN_EYES_PX = 16.0
 _MIN_SHORT_SIDE_PX = 96
 _MIN_FRAMES = 8

@@ -36,7 +36,7 @@ def test_the_whole_official_tree(tmp_path: Path) -> None:
                 touch(tmp_path, *(f"manipulated_sequences/{m}/{videos}/{n}.mp4" for m in METHODS for n in names))
     report = scan(tmp_path, "ffpp")
     assert len(report.catalog.clips) == 6000 and len(report.catalog.groups()) == 1000
-    assert not report.incomplete and not report.no_original and not report.catalog.ignored
+    assert not report.incomplete and not report.no_original and not report.catalog.ignored and not report.absent
     for method, (split, count), quality in itertools.product(
         ("original", *METHODS), {"train": 720, "val": 140, "test": 140}.items(), ("raw", "c23", "c40")
     ):
@@ -81,6 +81,7 @@ def test_c0_is_raw_and_strange_files_are_named(tmp_path: Path) -> None:
     assert ".partial.mp4" not in reasons
     assert dict(report.incomplete)["ffpp/original/000"] == ["c23"]
     assert report.no_original == []
+    assert report.absent["original", "test"] == 138 and report.absent["FaceSwap", "test"] == 140
 
 
 def test_fakes_without_their_original_are_listed(tmp_path: Path) -> None:
