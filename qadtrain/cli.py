@@ -1,6 +1,7 @@
 """The command line: parse, build a configuration, call, print. torch is imported by the commands, not by --help."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,6 +120,8 @@ def eval_command(
 
 def main() -> None:
     """Entry point: a UserError is one line and exit code 2; --debug shows its traceback."""
+    # OpenMP's threads otherwise spin while they wait: with any other load on the cores that is many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv[1:]
     if debug:  # accepted before and after the command's name
         sys.argv = [sys.argv[0], *(argument for argument in sys.argv[1:] if argument != "--debug")]

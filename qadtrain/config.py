@@ -34,7 +34,9 @@ class DataConfig(Section):
     flip_probability: Fraction = Field(0.5, description="horizontal flip, one draw shared by the tuple")
     train_split: str = Field("train", description="split that is trained on")
     val_split: str = Field("val", description="split that picks the best checkpoint; may be absent")
-    num_workers: int = Field(-1, ge=-1, description="loader processes; -1 = one per core, at most 8")
+    num_workers: int = Field(
+        -1, ge=-1, description="loader processes; -1 = on a GPU one per core, at most 8; on the CPU half of them"
+    )
 
 
 class ModelConfig(Section):
@@ -87,6 +89,9 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="L2 term of Adam")
     pct_start: float = Field(0.05, gt=0, lt=1, description="part of the schedule in which the rate rises")
     cycle_momentum: bool = Field(True, description="one-cycle also moves Adam's first beta between 0.95 and 0.85")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced = real and fake weigh the same in the cross-entropy, however many there are"
+    )
     head_only_epochs: int = Field(3, ge=0, description="first epochs that train the classifier alone")
 
 

@@ -141,17 +141,23 @@ def make_loader(
     seed: int,
     flip_probability: float,
     num_workers: int,
-    pin_memory: bool,
+    device: torch.device,
 ) -> DataLoader:
-    """DataLoader over a batch sampler; ``num_workers`` -1 = one per core, at most 8; 0 = this process."""
+    """DataLoader over a batch sampler for a device.
+
+    ``num_workers``: 0 = decode in this process; -1 = one per core, at most 8, or half of that where the network
+    runs on the same cores.
+    """
+    on_gpu = device.type == "cuda"
     if num_workers < 0:
-        num_workers = min(MAX_AUTO_WORKERS, len(os.sched_getaffinity(0)))
+        cores = min(MAX_AUTO_WORKERS, len(os.sched_getaffinity(0)))
+        num_workers = cores if on_gpu else max(1, cores // 2)
     return DataLoader(
         TupleDataset(shards, seed, flip_probability),
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
-        pin_memory=pin_memory,
+        pin_memory=on_gpu,
         worker_init_fn=_quiet_worker,
         # Own generator: the default draws a base seed from the global one, and a run with another number of
         # iterators (a resumed one) would then see other dropout masks.

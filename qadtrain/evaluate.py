@@ -76,9 +76,7 @@ def score_split(
     model.eval()
     size = batch_tuples or config.data.batch_tuples
     requests = [[(0, i) for i in range(first, min(first + size, len(shards)))] for first in range(0, len(shards), size)]
-    loader = make_loader(
-        shards, requests, seed=0, flip_probability=0.0, num_workers=num_workers, pin_memory=device.type == "cuda"
-    )
+    loader = make_loader(shards, requests, seed=0, flip_probability=0.0, num_workers=num_workers, device=device)
     logits = np.empty((len(shards), len(shards.qualities), 2))
     for batch in whole_batches(loader):
         images = to_network_input(

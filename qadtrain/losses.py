@@ -36,11 +36,22 @@ def quality_pairs(qualities: int, pairs: str) -> list[tuple[int, int]]:
     return list(combinations(range(qualities), 2))
 
 
+def balanced_class_weights(labels: Tensor) -> Tensor:
+    """float (2,) weights of real and fake with mean 1 over ``labels`` (int, n); ones when a class is missing."""
+    counts = torch.bincount(labels, minlength=2)
+    if (counts == 0).any():
+        return torch.ones(2)
+    return len(labels) / (2 * counts.float())
+
+
 class QadLoss:
     """Callable on a model's output for B tuples of M qualities each."""
 
-    def __init__(self, config: HsicConfig, taps: list[str], qualities: int) -> None:
+    def __init__(
+        self, config: HsicConfig, taps: list[str], qualities: int, class_weights: Tensor | None = None
+    ) -> None:
         self.config, self.qualities = config, qualities
+        self.class_weights = class_weights  # float (2,): of real and of fake in the cross-entropy
         self.tap_weights = dict(zip(taps, config.weights, strict=True))
         self.pairs = quality_pairs(qualities, config.pairs)
 
@@ -56,7 +67,9 @@ class QadLoss:
             measure: compute HSIC and CKA for the logs also where they do not enter the loss.
         """
         logits = output.logits.float()
-        cross_entropy = functional.cross_entropy(logits, labels.repeat_interleave(self.qualities))
+        cross_entropy = functional.cross_entropy(
+            logits, labels.repeat_interleave(self.qualities), weight=self.class_weights
+        )
         use_hsic = use_hsic and self.config.alpha > 0
         terms = LossTerms(cross_entropy, cross_entropy.detach(), torch.zeros_like(cross_entropy).detach())
         if not self.pairs or len(labels) < MIN_TUPLES or not (use_hsic or measure):

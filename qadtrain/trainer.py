@@ -19,7 +19,7 @@ from qadtrain.config import Config
 from qadtrain.data import EpochBatches, TupleBatch, make_loader, to_network_input, whole_batches
 from qadtrain.device import autocast_to, choose_device, seed_everything
 from qadtrain.evaluate import fake_probability, score_split, summarise
-from qadtrain.losses import LossTerms, QadLoss
+from qadtrain.losses import LossTerms, QadLoss, balanced_class_weights
 from qadtrain.models import build_model
 from qadtrain.optim import make_optimizer
 from qadtrain.tracking import Meter, StepProgress, Tracker
@@ -69,7 +69,11 @@ class Trainer:
         model, self.weights_report = build_model(config.model, load_weights=load_weights)
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=layout)
-        self.loss = QadLoss(config.hsic, config.model.taps, len(shards.qualities))
+        class_weights = None
+        if config.optim.class_weights == "balanced":
+            labels = torch.tensor(shards.table["label"].to_pylist())
+            class_weights = balanced_class_weights(labels).to(self.device)
+        self.loss = QadLoss(config.hsic, config.model.taps, len(shards.qualities), class_weights)
         self.adversary = AdversarialWeights(self.model, config.awp.gamma)
         self.sampler = EpochBatches(
             len(shards), config.data.batch_tuples, seed=config.train.seed, epochs=config.optim.epochs
@@ -202,7 +206,7 @@ class Trainer:
             seed=self.config.train.seed,
             flip_probability=self.config.data.flip_probability,
             num_workers=self.config.data.num_workers,
-            pin_memory=self.device.type == "cuda",
+            device=self.device,
         )
         return whole_batches(loader)
 

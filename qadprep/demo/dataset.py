@@ -14,7 +14,7 @@ from qadprep.demo.files import claim_folder, worker_pool, write_fakes, write_not
 from qadprep.errors import UserError
 
 DEFAULT_PAIRS: Mapping[str, int] = {"train": 4, "val": 1, "test": 2}
-DEFAULT_FRAMES = 40
+DEFAULT_FRAMES = 32
 DEFAULT_SIZE_PX = (272, 208)
 Progress = Callable[[str, int, int], None]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qadprep.config import ExtractConfig, ShardConfig
-from qadprep.demo.dataset import make_dataset
+from qadprep.demo import RECIPES, STAND_IN_NOTE
+from qadprep.demo.dataset import DemoDataset, make_dataset
 from qadprep.engine import available_cores
 from qadprep.errors import UserError
 from qadprep.extract_dataset import extract
@@ -19,12 +20,9 @@ from qadprep.shard import shard
 from qadprep.timing import StageTimer
 from qadprep.verify import verify
 
-FRAMES, SIZE_PX = 16, 128
+FRAMES, SIZE_PX = 12, 128
 METRICS = ("auc", "accuracy", "eer")
-DISCLAIMER = (
-    "The fakes here are stand-ins made by simple image operations for this demonstration, not FaceForensics++ data and "
-    "no deepfakes. The scores show that the chain works; they say nothing about how well deepfakes are detected."
-)
+DISCLAIMER = STAND_IN_NOTE
 
 
 def run_demo(
@@ -53,7 +51,7 @@ def run_demo(
         dataset = make_dataset(root, clips_dir=clips, seed=seed, workers=workers, progress=_Stages(say))
     say(
         f"dataset: {len(dataset.clips)} clips ({dataset.from_clips} originals from your videos), "
-        f"{dataset.files_made} files made, {dataset.files_kept} kept; {DISCLAIMER}"
+        f"{dataset.files_made} files made, {dataset.files_kept} kept. {DISCLAIMER}"
     )
     for skipped in dataset.skipped:
         say(f"not used: {skipped.path.name}: {skipped.reason}")
@@ -81,7 +79,7 @@ def run_demo(
             faces=faces,
             title="qadprep demo",
             notice=DISCLAIMER,
-            extra=[*_score_sections(scores), _cast_section(dataset)],
+            extra=[*_score_sections(scores), _recipe_section(), _cast_section(dataset)],
         )
     return {
         **page,
@@ -146,6 +144,10 @@ def _scores_text(scores: dict[str, Any]) -> str:
     return f"frame level on test, average over methods: {', '.join(lines)} (0.5 is chance)"
 
 
-def _cast_section(dataset: Any) -> Section:
+def _recipe_section() -> Section:
+    return Section("What the stand-ins are", "", ("folder", "what was done"), list(RECIPES.items()))
+
+
+def _cast_section(dataset: DemoDataset) -> Section:
     rows = [(clip.split, clip.name, clip.origin, clip.frames) for clip in dataset.clips if clip.method == "original"]
-    return Section("Where the originals come from", DISCLAIMER, ("split", "id", "origin", "frames"), rows)
+    return Section("Where the originals come from", "", ("split", "id", "origin", "frames"), rows)

@@ -5,7 +5,7 @@ import torch
 
 from qadtrain.config import HsicConfig
 from qadtrain.hsic import cka_unbiased, gaussian_kernel
-from qadtrain.losses import QadLoss, quality_pairs
+from qadtrain.losses import QadLoss, balanced_class_weights, quality_pairs
 from qadtrain.models import ModelOutput
 
 B, M = 8, 3
@@ -67,3 +67,15 @@ def test_hsic_off_leaves_cross_entropy_but_still_measures_alignment():
         assert set(terms.cka_by_tap) == {"early", "late"}
         assert torch.autograd.grad(terms.total, out.features["early"], allow_unused=True) == (None,)
         assert loss(out, labels, use_hsic=use, measure=False).cka_by_tap == {}
+
+
+def test_balanced_weights_give_both_classes_the_same_say():
+    labels = torch.tensor([0, 1, 1, 1, 1, 1])
+    weights = balanced_class_weights(labels)
+    assert weights.tolist() == pytest.approx([3.0, 0.6])
+    assert balanced_class_weights(torch.ones(3, dtype=torch.int64)).tolist() == [1.0, 1.0]
+    logits = torch.tensor([[2.0, 0.0]] * 6)
+    loss = QadLoss(HsicConfig(alpha=0.0, weights=[]), [], 1, weights)
+    real, fake = (-logits[0].log_softmax(0)).tolist()
+    terms = loss(ModelOutput(logits, {}), labels)
+    assert terms.total.item() == pytest.approx((real + fake) / 2, rel=1e-5)

@@ -65,7 +65,7 @@ def test_flips_depend_on_seed_epoch_and_index_and_have_the_wanted_rate():
 def test_batches_do_not_depend_on_the_number_of_workers(shards_dir, workers):
     with ShardSet(shards_dir, "train") as shards:
         sampler = EpochBatches(len(shards), 8, seed=5, epochs=1, start_step=6)
-        options = {"seed": 5, "flip_probability": 0.5, "pin_memory": False}
+        options = {"seed": 5, "flip_probability": 0.5, "device": torch.device("cpu")}
         batches = list(whole_batches(make_loader(shards, sampler, num_workers=workers, **options)))
         assert [batch.indices.tolist() for batch in batches] == [[i for _, i in request] for request in sampler]
         for batch in batches:
@@ -85,7 +85,9 @@ def test_a_damaged_tuple_is_one_line_naming_its_place(make_shards, tmp_path, wor
     tar.write_bytes(tar.read_bytes()[:5000])
     with ShardSet(folder, "train") as shards:
         sampler = [[(0, i) for i in range(8)]]
-        loader = make_loader(shards, sampler, seed=0, flip_probability=0, num_workers=workers, pin_memory=False)
+        loader = make_loader(
+            shards, sampler, seed=0, flip_probability=0, num_workers=workers, device=torch.device("cpu")
+        )
         with pytest.raises(UserError, match=r"train-000000.tar: ffpp/.* at byte \d+.*qadprep verify") as caught:
             list(whole_batches(loader))
     assert "\n" not in str(caught.value)
