@@ -15,7 +15,7 @@ from qadprep.config import ExtractConfig, guard_output, write_json
 from qadprep.engine import available_cores, run_tasks, sole_user
 from qadprep.errors import UserError
 from qadprep.extract import GroupResult, extract_group, summarise
-from qadprep.pack import pack_paths, read_meta, read_pack
+from qadprep.pack import find_packs, pack_paths, read_meta, read_pack
 from qadprep.progress import progress_bar
 from qadprep.ustar import remove_leftovers
 
@@ -130,8 +130,9 @@ def extract(
     with sole_user(out):
         replace = guard_output(out, CONFIG_NAME, config.model_dump(mode="json"), overwrite)
         if replace:
-            for pack in sorted((out / config.dataset).glob("*.parquet")):
-                pack.unlink()
+            for table in find_packs(out):  # of any dataset: one folder holds packs of one config
+                table.unlink()
+                table.with_suffix(".tar").unlink(missing_ok=True)
         write_json(out / CONFIG_NAME, config.model_dump(mode="json"))
         remove_leftovers(out / config.dataset)
         todo = []

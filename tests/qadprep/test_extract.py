@@ -176,6 +176,24 @@ def test_frames_without_a_face_are_refilled(portrait: np.ndarray, tmp_path: Path
     assert len({row["frame"] for row in rows}) == len(rows)
 
 
+def test_damage_in_the_middle_costs_the_frames_behind_it(ffpp_tree: Path, tmp_path: Path, detector: Detector) -> None:
+    video = ffpp_tree / FAKE_054.format("Deepfakes", "raw")
+    data = bytearray(video.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 500] = bytes(500)
+    video.write_bytes(data)
+    result = extract_group(group_of(ffpp_tree, "054"), ffpp_tree, tmp_path, CONFIG, detector)
+    assert result.statuses["ok"] + result.statuses["decode_error"] == 18 and result.statuses["decode_error"] >= 1
+    [(path, status, message)] = result.failures
+    assert (
+        path.endswith("Deepfakes/raw/videos/054_071.mp4")
+        and status == "decode_error"
+        and "could not be decoded" in message
+    )
+    rows = [row for row in rows_of(tmp_path, "054") if row["method"] == "Deepfakes"]
+    first_lost = min(row["frame"] for row in rows if row["status"] == "decode_error")
+    assert all((row["status"] == "ok") == (row["frame"] < first_lost) for row in rows)
+
+
 def test_every_kind_of_bad_input_ends_in_the_table(ffpp_tree: Path, tmp_path: Path) -> None:
     """Truncated, empty, text, faceless, short, missing: each with its reason, and everything else is extracted."""
     deepfakes, faceswap = (ffpp_tree / "manipulated_sequences" / name for name in ("Deepfakes", "FaceSwap"))

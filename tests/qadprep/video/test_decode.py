@@ -169,6 +169,19 @@ def test_probe_of_a_file_cut_short(videos: dict[str, Path], tmp_path: Path) -> N
     assert caught.value.reason == "unreadable"
 
 
+def test_a_rotation_tag_is_obeyed(videos: dict[str, Path], frames: np.ndarray, tmp_path: Path) -> None:
+    import subprocess
+
+    from qadprep.video.ffmpeg import ffmpeg_exe
+
+    turned = tmp_path / "phone.mp4"
+    command = [ffmpeg_exe(), "-loglevel", "error", "-display_rotation", "90", "-i", str(videos["raw"]), "-c", "copy"]
+    subprocess.run([*command, str(turned)], check=True)
+    info = probe(turned)
+    assert (info.width, info.height, info.rotation_deg, info.frames) == (96, 160, 90, COUNT)
+    np.testing.assert_array_equal(decode_at(turned, info, [7])[0], np.rot90(frames[7]))
+
+
 def test_probe_of_audio_only(tmp_path: Path) -> None:
     import av
 
