@@ -5,19 +5,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 2) -> nn.Sequential:
+def _block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
 
 
 class TinyCnn(nn.Module):
-    """Four halving stages with BatchNorm, about 80 thousand weights, for inputs of 32 px and more.
+    """Four halving stages with BatchNorm, about 50 thousand weights, for inputs of 32 px and more.
 
-    It has timm's three methods (``forward_features``, ``forward_head``, ``get_classifier``). The head sees the
-    mean and the maximum of every channel: the traces of a manipulation may fill the crop or sit in one place.
+    It has timm's three methods (``forward_features``, ``forward_head``, ``get_classifier``). Beside the picture it
+    sees the picture minus its 3 x 3 mean: from scratch and on a few hundred tuples the filters would not get away
+    from the picture's content. The head sees the mean and the maximum of every channel: the traces of a
+    manipulation may fill the crop or sit in one place.
     """
 
     WIDTHS = (16, 32, 48, 64)
@@ -26,6 +28,9 @@ class TinyCnn(nn.Module):
     def __init__(self, num_classes: int = 2, drop_rate: float = 0.0) -> None:
         super().__init__()
         first, *others = self.WIDTHS
+        high_pass = torch.full((3, 1, 3, 3), -self.GAIN / 9)
+        high_pass[:, :, 1, 1] += self.GAIN
+        self.register_buffer("high_pass", high_pass, persistent=False)
         self.stem = _block(6, first)
         self.stage1 = _block(first, others[0])
         self.stage2 = _block(others[0], others[1])
@@ -38,8 +43,10 @@ class TinyCnn(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised RGB -> (N, 64, H/16, W/16)."""
-        residual = images - functional.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-        return self.stage3(self.stage2(self.stage1(self.stem(torch.cat([images, self.GAIN * residual], dim=1)))))
+        residual = functional.conv2d(images, self.high_pass, groups=3)
+        residual = functional.pad(residual, (1, 1, 1, 1))  # zero at the border, where a padded mean would flare up
+        seen = torch.cat([images, residual], dim=1)
+        return self.stage3(self.stage2(self.stage1(self.stem(seen))))
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, 64, h, w) -> (N, 128) when ``pre_logits``, else (N, classes)."""
