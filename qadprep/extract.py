@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qadprep.catalog.base import Clip, Group
 from qadprep.config import ExtractConfig
 from qadprep.faces.base import Detector
@@ -159,57 +161,71 @@ class _Extraction:
         self._note_damage(file, geometry.error, geometry.status)
         return geometry
 
-    def _cut_file(self, clip: Clip, quality: str, geometry: Geometry) -> Cut:
+    def _cut_file(
+        self, clip: Clip, quality: str, geometry: Geometry, thumbnails: dict[int, np.ndarray], *, best: bool = False
+    ) -> Cut:
         file = self.files[clip.id, quality]
-        result = cut(file.path, file.info, geometry.affines, geometry.thumbnails, self.config, self.timer, self.threads)
+        result = cut(
+            file.path,
+            file.info,
+            geometry.affines,
+            thumbnails,
+            self.config,
+            self.timer,
+            self.threads,
+            all_thumbnails=best,
+        )
         file.record.sync = result.sync.as_dict()
         self._note_damage(file, result.error, {f: "decode_error" for f in geometry.faces if f not in result.crops})
         return result
 
     def _cut_as_reference(self, clip: Clip, reference_quality: str, reference: Geometry) -> bool:
         """Cut a manipulated clip with the original's geometry; False when the timing or size forbids it."""
+        best = self.config.qualities[0]
         original = self.files[self.group.original.id, reference_quality].info
-        crops: dict[str, dict] = {}
-        for quality in self.config.qualities:
-            file = self.files[clip.id, quality]
-            same_size = (file.info.width, file.info.height) == (original.width, original.height)
-            if quality == self.config.qualities[0] and not same_size:
-                self.notes.append(
-                    (
-                        clip.id,
-                        f"picture is {file.info.width}x{file.info.height}, the original {original.width}x"
-                        f"{original.height}: cut with its own geometry",
-                    )
+        own = self.files[clip.id, best].info
+        if (own.width, own.height) != (original.width, original.height):
+            self.notes.append(
+                (
+                    clip.id,
+                    f"picture is {own.width}x{own.height}, the original {original.width}x{original.height}: "
+                    "cut with its own geometry",
                 )
-                return False
-            result = self._cut_file(clip, quality, reference)
-            if not self._trust(file, result.sync, same_size, original.frames):
-                if quality == self.config.qualities[0]:
-                    self.notes.append((clip.id, f"{_explain(result.sync)} to the original: cut with its own geometry"))
-                    return False
-                self._refuse(file, result.sync, same_size)
-            crops[quality] = result.crops
+            )
+            return False
+        result = self._cut_file(clip, best, reference, reference.thumbnails, best=True)
+        if not trusted(result.sync, same_size=True, same_count=own.frames == original.frames):
+            self.notes.append((clip.id, f"{_explain(result.sync)} to the original: cut with its own geometry"))
+            return False
+        crops = {best: result.crops} | self._cut_others(clip, best, reference, result.thumbnails)
         self._add_rows(clip, reference, crops, "reference")
         return True
 
     def _cut_own(self, clip: Clip, quality: str, geometry: Geometry) -> None:
         """Cut a clip with the geometry found on one of its own qualities."""
-        own = self.files[clip.id, quality].info
         crops = {quality: geometry.crops}
-        for other in self.config.qualities:
-            if other == quality or not geometry.faces:
-                continue
-            file = self.files[clip.id, other]
-            same_size = (file.info.width, file.info.height) == (own.width, own.height)
-            result = self._cut_file(clip, other, geometry)
-            if not self._trust(file, result.sync, same_size, own.frames):
-                self._refuse(file, result.sync, same_size)
-            crops[other] = result.crops
+        if geometry.faces:
+            crops |= self._cut_others(clip, quality, geometry, geometry.thumbnails)
         # The group's reference is the original: for it, own and reference geometry are the same.
         self._add_rows(clip, geometry, crops, "reference" if clip is self.group.original else "own")
 
-    def _trust(self, file: _File, sync: Sync, same_size: bool, frames: int) -> bool:
-        return trusted(sync, same_size=same_size, same_count=file.info.frames == frames)
+    def _cut_others(
+        self, clip: Clip, best: str, geometry: Geometry, thumbnails: dict[int, np.ndarray]
+    ) -> dict[str, dict[int, np.ndarray]]:
+        """Crops of a clip's other qualities, each tested against the clip's own best one: the same pictures and the
+        same number of them, whatever a manipulation changed against the original."""
+        own = self.files[clip.id, best].info
+        crops = {}
+        for quality in self.config.qualities:
+            if quality == best:
+                continue
+            file = self.files[clip.id, quality]
+            same_size = (file.info.width, file.info.height) == (own.width, own.height)
+            result = self._cut_file(clip, quality, geometry, thumbnails)
+            if not trusted(result.sync, same_size=same_size, same_count=file.info.frames == own.frames):
+                self._refuse(file, result.sync, same_size)
+            crops[quality] = result.crops
+        return crops
 
     def _refuse(self, file: _File, sync: Sync, same_size: bool) -> None:
         file.record.status = "sync_refused"

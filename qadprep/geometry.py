@@ -50,11 +50,13 @@ class Cut:
     Attributes:
         crops: frame -> uint8 (size_px, size_px, 3) RGB; frames that could not be decoded are absent.
         sync: result of the temporal shift test against the reference's thumbnails.
+        thumbnails: frame -> luminance thumbnail: of the cut frames, or of nearly every frame when asked for.
         error: why decoding stopped early, or None.
     """
 
     crops: dict[int, np.ndarray]
     sync: Sync
+    thumbnails: dict[int, np.ndarray]
     error: str | None = None
 
 
@@ -120,16 +122,25 @@ def cut(
     config: ExtractConfig,
     timer: StageTimer,
     threads: int = 1,
+    *,
+    all_thumbnails: bool = False,
 ) -> Cut:
-    """Cut a file at given frames with given affines, and test its timing against the reference in the same pass."""
-    crops = {}
-    with FrameReader(path, info, sorted(affines), thumbs="selected", threads=threads) as reader:
+    """Cut a file at given frames with given affines, and test its timing against the reference in the same pass.
+
+    Args:
+        all_thumbnails: keep thumbnails of nearly every frame, so that other files can be tested against this one.
+    """
+    crops, frames = {}, sorted(affines)
+    last = min(info.frames - 1, frames[-1] + MAX_OFFSET_FRAMES)
+    thumbs = "all" if all_thumbnails else "selected"
+    with FrameReader(path, info, frames, thumbs=thumbs, thumbs_to=last, threads=threads) as reader:
         for frame in timer.each("decode", reader):
             with timer.stage("warp"):
                 crops[frame.index] = warp_face(frame.rgb, affines[frame.index], config.size_px)
     with timer.stage("sync"):
-        sync = temporal_shift(reference_thumbnails, reader.thumbnails)
-    return Cut(crops, sync, reader.error)
+        shown = {frame: reader.thumbnails[frame] for frame in frames if frame in reader.thumbnails}
+        sync = temporal_shift(reference_thumbnails, shown)
+    return Cut(crops, sync, reader.thumbnails, reader.error)
 
 
 def _look(

@@ -6,8 +6,8 @@ uv run qadprep demo OUT && uv run python scripts/readme_picture.py OUT/shards do
 import sys
 from pathlib import Path
 
-from qadprep.sheets import choose_rows, tuple_sheet
 from qadprep.shardset import ShardSet
+from qadprep.sheets import choose_rows, tuple_sheet
 
 
 def main() -> None:
