@@ -1,5 +1,6 @@
 """The command line: parse, build a config, call, print. Heavy imports wait for the command that needs them."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +59,10 @@ def extract(
     device: Annotated[str, typer.Option(help="Where the detector runs: cpu, cuda, cuda:1, ...")] = "cpu",
     workers: Workers = 0,
     seed: Annotated[int, typer.Option(help="Decides which frames are taken.")] = 0,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do everything again, over earlier output.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do groups again in which something could not be used.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Cut the same face at the same instants from every quality of every clip; goes on where it stopped.
@@ -87,6 +91,7 @@ def extract(
         device=device,
         workers=tables.count(workers, "--workers"),
         overwrite=overwrite,
+        retry_failed=retry_failed,
         manifest=manifest,
         say=tables.say,
     )
@@ -176,13 +181,15 @@ def main(arguments: list[str] | None = None) -> None:
     rest = [word for word in arguments if word != "--debug"]
     from qadprep.errors import UserError
 
+    # Typer would turn KeyboardInterrupt into a bare exit.
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app(args=rest, prog_name="qadprep")
     except UserError as error:
         if debug:
             raise
         _fail(f"qadprep: {error}", 2)
-    except KeyboardInterrupt:
+    except _Interrupted:
         _fail("qadprep: interrupted; run the same command again to go on", 130)
     except OSError as error:
         if debug:
@@ -193,6 +200,14 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         _fail(f"qadprep: internal error, {type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted
 
 
 def _fail(message: str, code: int) -> Any:

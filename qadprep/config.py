@@ -83,31 +83,26 @@ def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def guard_output(folder: Path, name: str, config: dict[str, Any], overwrite: bool) -> bool:
+def guard_output(folder: Path, name: str, config: dict[str, Any], overwrite: bool) -> None:
     """Keep one config per output folder: `<folder>/<name>` holds it.
-
-    Returns True when an output of another config is there and `overwrite` says that it may be replaced.
 
     Raises:
         UserError: another config and no `overwrite`; the message names the first differing setting.
     """
     file = folder / name
-    if not file.is_file():
-        return False
+    if not file.is_file() or overwrite:
+        return
     try:
         before = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         before = {}
     changed = [key for key in config if before.get(key) != config[key]]
-    if not changed:
-        return False
-    if not overwrite:
+    if changed:
         key = changed[0]
         raise UserError(
             f"{folder}: was written with {key} = {before.get(key)!r}, now {config[key]!r}; choose another --out, the "
             "same settings, or --overwrite to replace it"
         )
-    return True
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

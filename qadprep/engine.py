@@ -64,15 +64,21 @@ def run_tasks(
     """
     pending = list(tasks)
     suspects: list[Task] = []
-    crashes = 0
+    crashes, any_result = 0, False
+
+    def count_result(task: Task, result: Result) -> None:
+        nonlocal any_result
+        any_result = True
+        on_result(task, result)
+
     while pending or suspects:
         alone = bool(suspects)
         batch, pending = (suspects[:1], pending) if alone else (pending, [])
         if alone:
             suspects = suspects[1:]
-        unfinished = _run_pool(batch, function, on_result, on_crash, 1 if alone else workers, initializer, initargs)
+        unfinished = _run_pool(batch, function, count_result, on_crash, 1 if alone else workers, initializer, initargs)
         crashes = crashes + 1 if alone and unfinished else 0
-        if crashes >= MAX_CRASHES:
+        if crashes >= MAX_CRASHES and not any_result:
             raise UserError(
                 f"{crashes} worker processes died one after the other; is there memory for --workers {workers}? "
                 "--debug shows what they wrote"

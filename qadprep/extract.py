@@ -1,6 +1,7 @@
 """One group of clips -> one face pack: probe, sample, detect once, cut every clip and every quality, prove, write."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class _Extraction:
         self.rows: list[Row] = []
         self.notes: list[tuple[str, str]] = []
         self.files: dict[tuple[str, str], _File] = {}
+        self.length = 0
 
     def run(self) -> None:
         with self.timer.stage("probe"):
@@ -73,10 +75,12 @@ class _Extraction:
                     self.files[clip.id, quality] = self._probe(clip, quality)
         original = self.group.original
         reference_quality = self._best_quality(original) if original else None
-        length = self._common_length(original, reference_quality)
+        length = self.length = self._common_length(original, reference_quality)
+        # Settled before anything is decoded: damage inside a file costs the frames behind it, not the whole clip.
+        usable = {clip.id for clip in self.group.clips if self._complete(clip)}
         if length == 0:
             for clip in self.group.clips:
-                self._reject(clip, {})
+                self._reject(clip, ())
             return
         chosen, spares = sample_indices(
             length, self.config.frames, self.config.seed, f"{self.group.dataset}/{self.group.name}"
@@ -85,8 +89,8 @@ class _Extraction:
         if original and reference_quality:
             reference = self._find(original, reference_quality, chosen, spares)
         for clip in self.group.clips:
-            if not self._complete(clip):
-                self._reject(clip, reference.status if reference else dict.fromkeys(chosen, ""))
+            if clip.id not in usable:
+                self._reject(clip, reference.status if reference else chosen)
             elif clip is original:
                 self._cut_own(clip, reference_quality, reference)
             elif not (reference and reference.faces and self._cut_as_reference(clip, reference_quality, reference)):
@@ -136,6 +140,8 @@ class _Extraction:
             if have < floor:
                 for quality in self.config.qualities:
                     record = self.files[clip.id, quality].record
+                    if record.frames >= floor:
+                        continue
                     record.status = "too_short"
                     record.message = (
                         f"{record.path}: has {record.frames} frames, {floor} are to be sampled from each clip"
@@ -194,6 +200,10 @@ class _Extraction:
             )
             return False
         result = self._cut_file(clip, best, reference, reference.thumbnails, best=True)
+        if result.error and result.sync.instants == 0:
+            # Nothing could be decoded, so nothing is known about its timing: the rows say decode_error.
+            self._add_rows(clip, reference, {best: result.crops}, "reference")
+            return True
         if not trusted(result.sync, same_size=True, same_count=own.frames == original.frames):
             self.notes.append((clip.id, f"{_explain(result.sync)} to the original: cut with its own geometry"))
             return False
@@ -222,7 +232,8 @@ class _Extraction:
             file = self.files[clip.id, quality]
             same_size = (file.info.width, file.info.height) == (own.width, own.height)
             result = self._cut_file(clip, quality, geometry, thumbnails)
-            if not trusted(result.sync, same_size=same_size, same_count=file.info.frames == own.frames):
+            agrees = trusted(result.sync, same_size=same_size, same_count=file.info.frames == own.frames)
+            if not agrees and not (result.error and result.sync.instants == 0):
                 self._refuse(file, result.sync, same_size)
             crops[quality] = result.crops
         return crops
@@ -254,14 +265,11 @@ class _Extraction:
             row.affine = [float(value) for value in geometry.affines[frame].reshape(-1)]
         return row
 
-    def _reject(self, clip: Clip, attempted: dict[int, str]) -> None:
-        """Rows of a clip that cannot give tuples: each frame that was wanted of it, with the file's reason."""
-        reason = next(
-            (s for q in self.config.qualities if (s := self.files[clip.id, q].record.status) != "ok"),
-            "no_reference",
-        )
-        frames = [frame for frame, word in attempted.items() if word in ("ok", "")] or [-1]
-        self.rows += [self._row(clip, frame, reason) for frame in frames]
+    def _reject(self, clip: Clip, attempted: Iterable[int]) -> None:
+        """Rows of a clip that cannot give tuples: every frame tried in its group, with the file's reason."""
+        statuses = [self.files[clip.id, quality].record.status for quality in self.config.qualities]
+        reason = next(status for status in statuses if status != "ok")
+        self.rows += [self._row(clip, frame, reason) for frame in (list(attempted) or [-1])]
 
     def _add_rows(self, clip: Clip, geometry: Geometry, crops: dict[str, dict], kind: str) -> None:
         refused = next(
@@ -282,7 +290,7 @@ class _Extraction:
             if status == "ok":
                 row.crops = have
             self.rows.append(row)
-        wanted = min(self.config.frames, self._length(clip))
+        wanted = min(self.config.frames, self.length)
         if 0 < made < wanted:
             self.notes.append((clip.id, f"{made} of {wanted} tuples: no more frames with the followed face"))
 
@@ -330,11 +338,17 @@ def extract_group(
                 "config": config.model_dump(mode="json"),
                 "group": group.name,
                 "notes": work.notes,
+                "clips": describe(group),
             },
         )
     result = summarise(group.name, [(row.method, row.name, row.status) for row in work.rows], records, work.notes)
     result.pack_bytes, result.seconds = size, timer.seconds
     return result
+
+
+def describe(group: Group) -> list[list[object]]:
+    """What the manifest says of a group's clips; a pack made from other facts is not up to date."""
+    return [[c.method, c.name, c.label, c.split, c.target, c.source] for c in group.clips]
 
 
 def summarise(

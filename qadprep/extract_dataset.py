@@ -14,7 +14,7 @@ from qadprep.catalog.manifest import read_manifest
 from qadprep.config import ExtractConfig, guard_output, write_json
 from qadprep.engine import available_cores, run_tasks, sole_user
 from qadprep.errors import UserError
-from qadprep.extract import GroupResult, extract_group, summarise
+from qadprep.extract import GroupResult, describe, extract_group, summarise
 from qadprep.pack import find_packs, pack_paths, read_meta, read_pack
 from qadprep.progress import progress_bar
 from qadprep.ustar import remove_leftovers
@@ -29,13 +29,16 @@ class ExtractSummary:
 
     Attributes:
         results: one entry a group, sorted by group.
-        crashed: (group, message) of groups whose worker died; they have no pack.
+        crashed: (group, message) of groups that ended with an unexpected error or whose worker died; they have no
+            pack.
+        others: packs in the folder of groups that this run did not name (another manifest, videos taken away).
         detector: the sentence that says which detector ran and why.
         seconds: wall-clock seconds of this run.
     """
 
     results: list[GroupResult] = field(default_factory=list)
     crashed: list[tuple[str, str]] = field(default_factory=list)
+    others: int = 0
     detector: str = ""
     seconds: float = 0.0
     workers: int = 1
@@ -49,6 +52,7 @@ class ExtractSummary:
         """Machine-readable form (`--json`, extract-report.json)."""
         return {
             "groups": len(self.results),
+            "packs_of_other_groups": self.others,
             "groups_skipped": sum(result.skipped for result in self.results),
             "tuples": sum(result.tuples for result in self.results),
             "statuses": add_up(result.statuses for result in self.results),
@@ -58,7 +62,7 @@ class ExtractSummary:
                 for r in self.results
                 for what, status, message in r.failures
             ]
-            + [{"group": group, "what": group, "status": "worker_died", "message": m} for group, m in self.crashed],
+            + [{"group": group, "what": group, "status": "error", "message": m} for group, m in self.crashed],
             "notes": [{"clip": clip, "note": note} for r in self.results for clip, note in r.notes],
             "pack_bytes": sum(result.pack_bytes for result in self.results),
             "stage_seconds": {k: round(v, 3) for k, v in add_up(r.seconds for r in self.results).items()},
@@ -87,6 +91,7 @@ def extract(
     device: str = "cpu",
     workers: int = 0,
     overwrite: bool = False,
+    retry_failed: bool = False,
     manifest: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ExtractSummary:
@@ -99,7 +104,8 @@ def extract(
         detector: `auto`, `mtcnn` or `retinaface`.
         weights: RetinaFace weights file.
         workers: processes; 0 takes one per core. Does not change the output.
-        overwrite: replace packs of another config.
+        overwrite: do everything again, also over packs of another config.
+        retry_failed: do those groups again in which something could not be used.
         manifest: read the clips from this file instead of scanning the root.
         say: takes remarks for the user, such as which detector runs.
 
@@ -128,8 +134,11 @@ def extract(
     workers = min(workers or cores, len(groups))
     summary = ExtractSummary(detector=sentence, workers=workers)
     with sole_user(out):
-        replace = guard_output(out, CONFIG_NAME, config.model_dump(mode="json"), overwrite)
-        if replace:
+        meta = {"tool": f"qadprep {qadprep.__version__}", "ffmpeg": ffmpeg_version()}
+        guard_output(out, CONFIG_NAME, config.model_dump(mode="json"), overwrite)
+        # Until it is back, the extraction has not come to its end, and `shard` waits.
+        (out / REPORT_NAME).unlink(missing_ok=True)
+        if overwrite:
             for table in find_packs(out):  # of any dataset: one folder holds packs of one config
                 table.unlink()
                 table.with_suffix(".tar").unlink(missing_ok=True)
@@ -138,11 +147,13 @@ def extract(
         todo = []
         for group in groups:
             earlier = _finished(group, root, out, config)
-            if earlier:
+            if earlier and not (retry_failed and earlier.failures):
                 summary.results.append(earlier)
             else:
+                # A pack that is out of date must not outlive a worker that dies on its group.
+                pack_paths(out, group.dataset, group.name)[1].unlink(missing_ok=True)
                 todo.append(group)
-        meta = {"tool": f"qadprep {qadprep.__version__}", "ffmpeg": ffmpeg_version()}
+        summary.others = len(find_packs(out)) - len(summary.results)
         with progress_bar("extract", len(todo), "groups") as advance:
 
             def on_result(group: Group, result: GroupResult) -> None:
@@ -183,6 +194,8 @@ def _finished(group: Group, root: Path, out: Path, config: ExtractConfig) -> Gro
     meta = read_meta(table)
     if not meta or meta.get("config_hash") != config.hash() or not tar.is_file():
         return None
+    if meta.get("clips") != describe(group):
+        return None  # another split or label than then
     now = {(clip.method, clip.name, q): clip.paths.get(q, "") for clip in group.clips for q in config.qualities}
     if now != {(f["method"], f["clip"], f["quality"]): f["path"] for f in meta["files"]}:
         return None  # files came or went
@@ -191,7 +204,10 @@ def _finished(group: Group, root: Path, out: Path, config: ExtractConfig) -> Gro
         size = path.stat().st_size if record["path"] and path.is_file() else -1
         if size != record["bytes"]:
             return None  # fetched again
-    pack = read_pack(table)
+    try:
+        pack = read_pack(table)
+    except UserError:
+        return None  # damaged: made again
     columns = (pack.table[name].to_pylist() for name in ("method", "name", "status"))
     rows = list(zip(*columns, strict=True))
     result = summarise(group.name, rows, pack.files, [tuple(note) for note in meta["notes"]])

@@ -1,5 +1,6 @@
 """Find the face of a clip once, and cut any file with what was found."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ from qadprep.video.probe import VideoInfo
 from qadprep.video.sync import MAX_OFFSET_FRAMES, Sync, temporal_shift
 
 DETECT_BATCH = 8
-REFILL_ROUNDS = 8
+FACELESS_ROUNDS = 3
+MIN_REFILL = 8
 # In a crowd only the largest faces can be the one that is kept; bounds memory and time.
 MAX_FACES_CUT = 8
 
@@ -29,8 +31,8 @@ class Geometry:
         faces: frame -> the face, for at most the wanted number of frames, in rising order.
         affines: frame -> float64 (2, 3), source px -> crop px.
         crops: frame -> the crop of the file the geometry was found on, uint8 (size_px, size_px, 3) RGB.
-        status: every attempted frame -> `ok`, `no_face`, `other_face` (faces, but not the followed one) or
-            `decode_error`.
+        status: every attempted frame -> `ok`, `no_face`, `other_face` (faces, but not the followed one), `surplus`
+            (the face is there, but the clip had its frames by then) or `decode_error`.
         thumbnails: frame -> luminance thumbnail of nearly every frame, for the sync test.
         error: why decoding stopped early, or None.
     """
@@ -89,21 +91,26 @@ def find_geometry(
     thumbnails = _look(path, info, chosen, config, detector, timer, threads, seen, thumbs_to=last)
     wanted, left = len(chosen), list(spares)
     track = _track(seen)
-    for _ in range(REFILL_ROUNDS):
-        lacking = wanted - len(track)
-        # Nothing seen at all is not bad luck: a few rounds of spares decide, not the whole video.
-        if lacking <= 0 or not left or seen.error:
+    rounds = 0
+    while (lacking := wanted - len(track)) > 0:
+        if seen.missing:  # what lies behind damage cannot be had
+            left = [frame for frame in left if frame < min(seen.missing)]
+        # A video without any face is given up after a few rounds; where some were seen, every spare is tried.
+        if not left or (not track and rounds >= FACELESS_ROUNDS):
             break
-        batch, left = sorted(left[:lacking]), left[lacking:]
+        # As many as are likely to give what is lacking, since each round reads the file again.
+        hits = max(len(track) / len(seen.faces), 1 / 8) if seen.faces else 1
+        count = max(MIN_REFILL, math.ceil(lacking / hits))
+        batch, left = sorted(left[:count]), left[count:]
         _look(path, info, batch, config, detector, timer, threads, seen)
-        track = _track(seen)
-    kept = sorted(track)[:wanted]
+        track, rounds = _track(seen), rounds + 1
+    # The frames drawn first stay; keeping the lowest numbers would favour the video's beginning.
+    kept = sorted([frame for frame in (*chosen, *spares) if frame in track][:wanted])
     status = {
         frame: "ok" if frame in track else ("other_face" if faces else "no_face") for frame, faces in seen.faces.items()
     }
     status |= dict.fromkeys(seen.missing, "decode_error")
-    for frame in sorted(track)[wanted:]:
-        del status[frame]
+    status |= {frame: "surplus" for frame in track if frame not in kept}
     return Geometry(
         faces={frame: track[frame] for frame in kept},
         affines={frame: seen.affines[id(track[frame])] for frame in kept},

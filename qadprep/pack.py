@@ -16,7 +16,7 @@ from qadprep.ustar import TarWriter, atomic_file
 
 FORMAT_VERSION = "1.0"
 _META_KEY = b"qadprep"
-_NAME = re.compile(r"[A-Za-z0-9_/-]+")
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass
@@ -210,7 +210,10 @@ def read_pack(table_path: Path) -> Pack:
     tar = table_path.with_suffix(".tar")
     if not tar.is_file():
         raise UserError(f"{tar}: missing beside its table; write it again with `qadprep extract`")
-    return Pack(tar, pq.read_table(table_path), meta)
+    try:
+        return Pack(tar, pq.read_table(table_path), meta)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{table_path}: damaged ({error}); delete it and run `qadprep extract` again") from error
 
 
 def find_packs(folder: Path) -> list[Path]:

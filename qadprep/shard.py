@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import qadprep
-from qadprep.config import ShardConfig, guard_output, write_json
+from qadprep.config import ExtractConfig, ShardConfig, guard_output, write_json
 from qadprep.engine import sole_user
 from qadprep.errors import UserError
-from qadprep.extract_dataset import load_config
+from qadprep.extract_dataset import REPORT_NAME, load_config
 from qadprep.pack import find_packs, read_pack
 from qadprep.progress import progress_bar
 from qadprep.sampling import draw
@@ -27,6 +27,7 @@ CONFIG_NAME = "shard.json"
 CODEC = "png"
 SPLIT_ORDER = ("train", "val", "test")
 _KEY = re.compile(r"[A-Za-z0-9_/-]+")
+_SHARD_NAME = re.compile(r"(train|val|test|none)-\d{6}\.(tar|parquet)")
 # Columns of the index besides key, offset, length and the per-quality ones; docs/format.md lists them all.
 _COPIED = ("label", "split", "dataset", "method", "group", "target", "source", "frame", "face", "geometry")
 _IN_JSON = ("label", "split", "dataset", "method", "group", "target", "source", "frame", "face", "geometry", "detector",
@@ -62,7 +63,21 @@ def shard(faces: Path, out: Path, config: ShardConfig, *, overwrite: bool = Fals
         UserError: no packs, packs of several configs, no complete tuple, or another shard set in `out`.
     """
     extract_config = load_config(faces)
-    tuples, left_out, packs_hash = _collect(faces, extract_config.hash(), extract_config.qualities)
+    with sole_user(faces):  # not while an extraction changes the packs
+        tuples, left_out, packs_hash = _collect(faces, extract_config.hash(), extract_config.qualities)
+        return _write_set(faces, out, config, extract_config, tuples, left_out, packs_hash, overwrite)
+
+
+def _write_set(
+    faces: Path,
+    out: Path,
+    config: ShardConfig,
+    extract_config: ExtractConfig,
+    tuples: list[dict[str, Any]],
+    left_out: dict[str, int],
+    packs_hash: str,
+    overwrite: bool,
+) -> ShardSummary:
     if not tuples:
         raise UserError(
             f"{faces}: not one complete tuple in its packs ({_words(left_out)}); see the table of `qadprep extract`"
@@ -75,12 +90,14 @@ def shard(faces: Path, out: Path, config: ShardConfig, *, overwrite: bool = Fals
     }
     qualities = extract_config.qualities
     with sole_user(out):
+        _refuse_foreign(out)
         guard_output(out, CONFIG_NAME, described, overwrite)
         # Until shards.json is back, the folder is no shard set: a killed run is never taken for a whole one.
         (out / INDEX_NAME).unlink(missing_ok=True)
         remove_leftovers(out)
-        for old in [*out.glob("*-[0-9]*.tar"), *out.glob("*-[0-9]*.parquet")]:
-            old.unlink()
+        for old in sorted(out.iterdir()):
+            if _SHARD_NAME.fullmatch(old.name):
+                old.unlink()
         write_json(out / CONFIG_NAME, described)
         shardlist = []
         with progress_bar("shard", len(tuples), "tuples") as advance, _Packs() as packs:
@@ -110,12 +127,30 @@ def shard(faces: Path, out: Path, config: ShardConfig, *, overwrite: bool = Fals
     return ShardSummary(per_split, len(shardlist), sum(s["filesize"] for s in shardlist), left_out)
 
 
+def _refuse_foreign(out: Path) -> None:
+    """A folder that this command did not write keeps its files, whatever their names."""
+    if (out / CONFIG_NAME).is_file():
+        return
+    strange = [file.name for file in sorted(out.iterdir()) if not file.name.startswith(".")]
+    if strange:
+        raise UserError(
+            f"{out}: holds other files ({strange[0]} ...) and no {CONFIG_NAME}; choose a new or empty folder for --out"
+        )
+
+
 def _collect(
     faces: Path, config_hash: str, qualities: tuple[str, ...]
 ) -> tuple[list[dict[str, Any]], dict[str, int], str]:
     """Every complete tuple of the packs, counts of those left out by status, and a hash over the packs' content."""
+    try:
+        report = json.loads((faces / REPORT_NAME).read_text("utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{faces}: its extraction did not come to its end; run `qadprep extract` again first") from None
     tuples: list[dict[str, Any]] = []
     left_out: dict[str, int] = {}
+    lost = sum(failure["what"] == failure["group"] for failure in report["failures"])
+    if lost:
+        left_out["groups_without_pack"] = lost
     content = hashlib.sha256(config_hash.encode())
     tables = find_packs(faces)
     if not tables:
@@ -193,6 +228,7 @@ def _write_shard(
         for row in rows:
             entry = {"key": row["key"], "video": row["name"], "offset": tar.position}
             entry |= {column: row[column] for column in _COPIED}
+            hashed.part = hashlib.sha256()
             for quality in qualities:
                 data = packs.read(row["tar"], row[f"{quality}_offset"], row[f"{quality}_size"])
                 offset, size = tar.add(f"{row['key']}.{quality}.{CODEC}", data)
@@ -203,6 +239,7 @@ def _write_shard(
             text = json.dumps(sample, sort_keys=True, separators=(",", ":"))
             entry["json_offset"], entry["json_size"] = tar.add(f"{row['key']}.json", text.encode())
             entry["length"] = tar.position - entry["offset"]
+            entry["sha256"] = hashed.part.hexdigest()
             index.append(entry)
         tar.finish()
     with atomic_file(out / f"{name}.parquet") as file:
@@ -224,7 +261,13 @@ def index_schema(qualities: tuple[str, ...]) -> pa.Schema:
     """Columns of a shard's parquet index (docs/format.md)."""
     text = {"split", "dataset", "method", "group", "target", "source", "geometry"}
     types = {"label": pa.int8(), "frame": pa.int32(), "face": pa.int16()}
-    fields = [("key", pa.string()), ("video", pa.string()), ("offset", pa.int64()), ("length", pa.int32())]
+    fields = [
+        ("key", pa.string()),
+        ("video", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int32()),
+        ("sha256", pa.string()),
+    ]
     fields += [(column, pa.string() if column in text else types[column]) for column in _COPIED]
     for quality in qualities:
         fields += [
@@ -237,18 +280,18 @@ def index_schema(qualities: tuple[str, ...]) -> pa.Schema:
 
 
 class _HashedFile:
-    """A file for writing that hashes what passes through."""
+    """A file for writing that hashes what passes through; `part` restarts where the caller replaces it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.size, self.closed = 0, False
-        self.md5, self.sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+        self.md5, self.sha256, self.part = hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         data = bytes(data)
         self._file.write(data)
-        self.md5.update(data)
-        self.sha256.update(data)
+        for digest in (self.md5, self.sha256, self.part):
+            digest.update(data)
         self.size += len(data)
         return len(data)
 

@@ -63,12 +63,13 @@ def _print(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
 def scan(report: ScanReport, out: Path | None) -> None:
     """Videos per method, split and quality, then the gaps."""
     catalog = report.catalog
-    splits = [s for s in ("train", "val", "test") if any(c.split == s for c in catalog.clips)]
+    named = {clip.split for clip in catalog.clips} | {split for _, split in catalog.expected}
+    splits = [split for split in ("train", "val", "test", "none") if split in named]
     methods = list(dict.fromkeys(c.method for c in catalog.clips))
     methods += sorted({m for m, _ in catalog.expected} - set(methods))
     rows = []
     for method in methods:
-        for split in splits or ["none"]:
+        for split in splits:
             expected = catalog.expected.get((method, split))
             found = [report.counts.get((method, split, quality), 0) for quality in report.qualities]
             if any(found) or expected:
@@ -113,6 +114,8 @@ def extract(summary: ExtractSummary, out: Path) -> None:
         )
     _print("attempted tuples", ["status", "tuples"], list(result["statuses"].items()))
     _print("shift test of the files", ["verdict", "videos"], list(result["sync"].items()))
+    if summary.others:
+        say(f"{out}: also holds {summary.others} packs of groups that this run did not name; `shard` takes them too")
     skipped = f", {result['groups_skipped']} of them finished earlier" if result["groups_skipped"] else ""
     say(
         f"{result['tuples']} tuples from {result['groups']} groups{skipped}, "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from qadprep.catalog.base import ORIGINAL
@@ -18,6 +19,8 @@ from qadprep.shardset import INDEX_NAME, ShardSet, decode_image, pixel_hash, rea
 from qadprep.ustar import BLOCK
 
 MAX_FAULTS_PER_SHARD = 20
+# keys, bytes read, faults as (key, what is wrong)
+ShardCheck = tuple[list[str], int, list[tuple[str, str]]]
 
 
 @dataclass
@@ -64,9 +67,8 @@ def verify(path: Path, *, workers: int = 0) -> VerifyReport:
     seen: dict[str, str] = {}
     with progress_bar("verify", len(shards), "shards") as advance:
         with ThreadPoolExecutor(workers or available_cores()) as pool:
-            for shard, (keys, size, faults) in zip(
-                shards, pool.map(lambda s: _check_shard(path, info, s), shards), strict=True
-            ):
+            results = pool.map(lambda shard: _guarded_check(path, info, shard), shards)
+            for shard, (keys, size, faults) in zip(shards, results, strict=True):
                 report.shards += 1
                 report.tuples += len(keys)
                 report.bytes += size
@@ -80,10 +82,20 @@ def verify(path: Path, *, workers: int = 0) -> VerifyReport:
     return report
 
 
+def _guarded_check(
+    path: Path, info: dict[str, Any], shard: dict[str, Any]
+) -> tuple[list[str], int, list[tuple[str, str]]]:
+    """As `_check_shard`; an index or entry that is readable but nonsense is a fault of its shard, not the end."""
+    try:
+        return _check_shard(path, info, shard)
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+        return [], 0, [("", f"cannot be checked against its index ({type(error).__name__}: {error})")]
+
+
 def _check_shard(
     path: Path, info: dict[str, Any], shard: dict[str, Any]
 ) -> tuple[list[str], int, list[tuple[str, str]]]:
-    """(keys, bytes read, faults as (key, what is wrong)) of one shard; never raises for damage."""
+    """Check one shard; damage is returned as faults."""
     faults: list[tuple[str, str]] = []
     tar, index = path / shard["url"], path / shard["index"]
     for file, expected in ((tar, shard["sha256"]), (index, shard["index_sha256"])):
@@ -126,26 +138,37 @@ def _check_tuple(file: Any, row: dict[str, Any], info: dict[str, Any], position:
         yield f"label {row['label']} contradicts method {row['method']!r}"
     if row["key"] != f"{row['dataset']}/{row['method']}/{row['video']}/{row['frame']:06d}_{row['face']}":
         yield "key contradicts its columns"
+    file.seek(row["offset"])
+    whole = hashlib.sha256(file.read(row["length"])).hexdigest() == row["sha256"]
     at = row["offset"]
+    sound = True
     for quality in info["qualities"]:
         name = f"{row['key']}.{quality}.{info['codec']}"
         data, fault = _member(file, at, name, row[f"{quality}_offset"], row[f"{quality}_size"])
         if fault:
             yield fault
             return
-        try:
-            image = decode_image(data, info["size_px"])
-        except ValueError as error:
-            yield f"{quality} at byte {row[f'{quality}_offset']}: {error}"
-        else:
-            if pixel_hash(image) != row[f"{quality}_pixels_sha256"]:
-                yield f"{quality} at byte {row[f'{quality}_offset']}: pixels are not those that were written"
+        fault = _picture_fault(data, quality, row, info["size_px"])
+        if fault:
+            sound = False
+            yield fault
         at = row[f"{quality}_offset"] + len(data) + -len(data) % BLOCK
     data, fault = _member(file, at, f"{row['key']}.json", row["json_offset"], row["json_size"])
     if fault:
         yield fault
     elif row["json_offset"] + len(data) + -len(data) % BLOCK != row["offset"] + row["length"]:
         yield "its members do not fill the length that the index gives"
+    elif not whole and sound:
+        yield f"a byte between {row['offset']} and {row['offset'] + row['length']} is not what was written"
+
+
+def _picture_fault(data: bytes, quality: str, row: dict[str, Any], size_px: int) -> str | None:
+    place = f"{quality} at byte {row[f'{quality}_offset']}"
+    try:
+        image = decode_image(data, size_px)
+    except ValueError as error:
+        return f"{place}: {error}"
+    return None if pixel_hash(image) == row[f"{quality}_pixels_sha256"] else f"{place}: pixels are not those written"
 
 
 def _member(file: Any, at: int, name: str, offset: int, size: int) -> tuple[bytes, str | None]:

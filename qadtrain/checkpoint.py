@@ -34,8 +34,8 @@ def checkpoint_path(run_dir: Path, which: str) -> Path:
 
 
 def has_checkpoints(run_dir: Path) -> bool:
-    folder = Path(run_dir) / "checkpoints"
-    return folder.is_dir() and any(folder.iterdir())
+    """Whether there is something to resume from; leftovers of a run killed before its first save are not."""
+    return _state_path(run_dir).is_file()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,16 +1,18 @@
 """The manifest: a parquet row a clip. Written by `scan`, read by `extract --manifest`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qadprep.catalog.base import Clip, sort_clips
+from qadprep.catalog.base import ORIGINAL, Clip, sort_clips
 from qadprep.errors import UserError
 
 _TEXT = ("dataset", "method", "name", "split", "group", "target", "source")
 _PATH = "path_"
+_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def write_manifest(clips: Sequence[Clip], path: Path) -> None:
@@ -31,7 +33,7 @@ def read_manifest(path: Path) -> list[Clip]:
     """Read a manifest.
 
     Raises:
-        UserError: not a parquet file, or a column is missing.
+        UserError: not a parquet file, a column is missing, or a row that cannot be right.
     """
     try:
         table = pq.read_table(path)
@@ -45,7 +47,27 @@ def read_manifest(path: Path) -> list[Clip]:
     for row in table.to_pylist():
         paths = {q: row[_PATH + q] for q in qualities if row[_PATH + q]}
         clips.append(Clip(**{name: row[name] for name in (*_TEXT, "label", "mask")}, paths=paths))
+    _check(clips, path)
     return sort_clips(clips)
+
+
+def _check(clips: Sequence[Clip], file: Path) -> None:
+    """A manifest may have been edited or made elsewhere: names become file names, paths are opened."""
+    seen = set()
+    for clip in clips:
+        for column in ("dataset", "method", "name", "group", "split"):
+            if not _WORD.fullmatch(getattr(clip, column) or ""):
+                raise UserError(f"{file}: {column} {getattr(clip, column)!r}; expected letters, digits, _ and - only")
+        if clip.label not in (0, 1) or (clip.label == 0) != (clip.method == ORIGINAL):
+            raise UserError(
+                f"{file}: {clip.id} has label {clip.label}; expected 0 for {ORIGINAL}, 1 for any other method"
+            )
+        for path in clip.paths.values():
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise UserError(f"{file}: {clip.id} has the path {path!r}; expected one below the dataset's root")
+        if clip.id in seen:
+            raise UserError(f"{file}: {clip.id} is listed twice")
+        seen.add(clip.id)
 
 
 def quality_rank(quality: str) -> tuple[int, str]:

@@ -1,6 +1,8 @@
 """Exact frames by index, through ffmpeg, with luminance thumbnails for the sync test made on the same way."""
 
 import contextlib
+import errno
+import functools
 import os
 import signal
 import subprocess
@@ -14,12 +16,16 @@ import ffmpeg
 import numpy as np
 
 from qadprep.video.ffmpeg import FfmpegError, error_line, ffmpeg_exe
-from qadprep.video.probe import VideoInfo
+from qadprep.video.probe import CONTAINERS, VideoInfo
 
 THUMB_WIDTH, THUMB_HEIGHT = 160, 90
 
 # Fixed so that a frame's pixels do not depend on what swscale picks for this processor.
 SWS_FLAGS = "bicubic+accurate_rnd+full_chroma_int+bitexact"
+
+
+# Exit codes with which ffmpeg says: ended by a signal, no space left, no memory (the low byte of its error).
+_NOT_THE_FILE = (255, 256 - errno.ENOSPC, 256 - errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class FrameReader:
         thumbs_to: last frame with a thumbnail; the last index when not given.
         threads: decoder threads of ffmpeg.
 
-    Iterating yields `Decoded`. After the iteration `thumbnails` maps frame index -> uint8 (90, 160).
+    Iterating yields `Decoded`, and raises FfmpegError when ffmpeg was ended from outside or had no memory or disk: that
+    says nothing about the file. After the iteration `thumbnails` maps frame index -> uint8 (90, 160).
     Frames that the decoder could not give are not yielded: `missing` lists them, `error` says why.
     Used as a context manager it leaves no process behind, whatever happens.
     """
@@ -90,7 +97,8 @@ class FrameReader:
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     bufsize=0,
-                    preexec_fn=_die_with_parent,
+                    process_group=0,  # Ctrl-C is for the main process alone
+                    preexec_fn=functools.partial(_die_with_parent, os.getpid()),
                 )
             try:
                 for index in self.indices:
@@ -104,7 +112,9 @@ class FrameReader:
             finally:
                 self._stop()
             self.missing = self.indices[done:]
-            if self.missing or code not in (0, -signal.SIGPIPE, 255):
+            if code in _NOT_THE_FILE or (code < 0 and code != -signal.SIGPIPE):
+                raise FfmpegError(f"{self.path}: ffmpeg ended with {code} ({error_line(error_file.read_bytes())})")
+            if self.missing or code not in (0, -signal.SIGPIPE):
                 self.error = error_line(error_file.read_bytes())
             if self.thumbs:
                 self._read_thumbs(thumb_file)
@@ -117,6 +127,8 @@ class FrameReader:
             # A damaged picture ends the pass (with -xerror below): concealment would hand out a smear, and leaving
             # the frame out would shift every later index by one.
             err_detect="explode",
+            format_whitelist=CONTAINERS,
+            protocol_whitelist="file",
         )
         wanted = ffmpeg.output(
             source.video.filter("select", select)
@@ -214,11 +226,11 @@ def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
     yield start, previous
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Let Linux end ffmpeg when the worker is killed, so that kill -9 leaves no decoder running."""
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1:
+        if os.getppid() != parent:
             os._exit(1)

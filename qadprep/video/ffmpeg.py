@@ -24,9 +24,11 @@ def ffmpeg_exe() -> str:
     if named:
         if not shutil.which(named):
             raise UserError(f"QADPREP_FFMPEG names {named!r}, which is not an executable file; correct or unset it")
+        if too_old(version_line(named)):
+            raise UserError(f"QADPREP_FFMPEG: {version_line(named)!r} is older than 5.1; name a newer one or unset it")
         return named
     system = shutil.which("ffmpeg")
-    if system:
+    if system and not too_old(version_line(system)):
         return system
     try:
         import imageio_ffmpeg
@@ -40,15 +42,20 @@ def ffmpeg_exe() -> str:
 
 @functools.cache
 def ffmpeg_version() -> str:
-    """First line of `ffmpeg -version`, such as `ffmpeg version 7.0.2 ...`; recorded with everything that is encoded."""
-    result = subprocess.run(
-        [ffmpeg_exe(), "-hide_banner", "-version"],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    """First line of `ffmpeg -version`, such as `ffmpeg version 7.0.2 ...`; stored in every face pack."""
+    return version_line(ffmpeg_exe())
+
+
+def version_line(program: str) -> str:
+    """First line of a program's `-version`."""
+    result = subprocess.run([program, "-version"], capture_output=True, text=True, errors="replace", check=False)
     return result.stdout.splitlines()[0].strip() if result.stdout else "unknown"
+
+
+def too_old(line: str) -> bool:
+    """Whether a version line names a release before 5.1, which lacks -fps_mode; builds without a number pass."""
+    match = re.match(r"ffmpeg version n?(\d+)\.(\d+)", line)
+    return bool(match) and (int(match.group(1)), int(match.group(2))) < (5, 1)
 
 
 # Lines that say nothing about the cause: progress, banners, and the counters of a damaged stream.

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+# Containers that hold a video themselves. Playlists and concat scripts are text files that name other files.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc"
+MAX_PICTURE_PX = 8192 * 8192
+_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+
 
 class ProbeError(Exception):
     """The file cannot be used as a video; `reason` is a short stable word, the message one line."""
@@ -61,7 +66,7 @@ def probe(path: str | Path) -> VideoInfo:
 
     Raises:
         ProbeError: with reason `missing_file`, `empty_file`, `unreadable` (not a video, or no index),
-            `no_video_stream`, `no_frames`, or `truncated` (the container promises more frames than it holds).
+            `no_video_stream`, `no_frames`, `too_large`, or `truncated` (fewer frames than the container promises).
     """
     import av
 
@@ -73,7 +78,7 @@ def probe(path: str | Path) -> VideoInfo:
     if size == 0:
         raise ProbeError("empty_file", f"{path}: the file has 0 bytes; fetch it again")
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path), metadata_errors="replace", options=dict(_OPTIONS))
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise ProbeError("unreadable", f"{path}: not a readable video ({_words(error)}); fetch it again") from error
     with container:
@@ -88,13 +93,16 @@ def probe(path: str | Path) -> VideoInfo:
         header = int(stream.frames or 0)
         if frames == 0:
             raise ProbeError("no_frames", f"{path}: the video stream holds no frames")
-        if header > frames:
+        if header > frames and header > _frames_without_edit_list(path):
             raise ProbeError(
                 "truncated",
                 f"{path}: holds {frames} of the {header} frames its header promises; fetch it again",
             )
         if context is None or not context.width or not context.height:
             raise ProbeError("unreadable", f"{path}: the stream's picture size is unknown")
+        if context.width * context.height > MAX_PICTURE_PX:
+            size_text = f"{context.width}x{context.height}"
+            raise ProbeError("too_large", f"{path}: picture is {size_text}, more than {MAX_PICTURE_PX} pixels")
         options = x264_options(first) if context.name == "h264" else {}
         sideways = rotation in (90, 270)
         return VideoInfo(
@@ -133,6 +141,14 @@ def _count_packets(container, stream) -> tuple[int, bytes, int]:  # noqa: ANN001
             except av.error.FFmpegError:
                 rotation = 0  # the decoding pass reports the damage, with its place
     return frames, first, rotation or 0
+
+
+def _frames_without_edit_list(path: Path) -> int:
+    """Packets in the file when the edit list of a trimmed mp4 is not obeyed: those the container counts."""
+    import av
+
+    with av.open(str(path), metadata_errors="replace", options=_OPTIONS | {"ignore_editlist": "1"}) as container:
+        return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
 
 
 def _crf(options: dict[str, str]) -> float | None:

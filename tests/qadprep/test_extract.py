@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -6,10 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import FRAMES, moving_face, write_qualities
+from helpers.clips import FRAMES, moving_face, write_qualities
 from helpers.packs import pack_hashes
 
 from qadprep.catalog.base import Group, read_dataset
+from qadprep.catalog.manifest import write_manifest
 from qadprep.config import ExtractConfig
 from qadprep.errors import UserError
 from qadprep.extract import extract_group
@@ -172,7 +174,7 @@ def test_frames_without_a_face_are_refilled(portrait: np.ndarray, tmp_path: Path
     result = extract_group(group_of(root, "071"), root, tmp_path, config, detector)
     assert result.tuples == 12 and result.statuses["no_face"] >= 3
     rows = rows_of(tmp_path, "071")
-    assert all((row["status"] == "ok") == (not 5 <= row["frame"] < 20) for row in rows)
+    assert all((row["status"] in ("ok", "surplus")) == (not 5 <= row["frame"] < 20) for row in rows)
     assert len({row["frame"] for row in rows}) == len(rows)
 
 
@@ -192,6 +194,52 @@ def test_damage_in_the_middle_costs_the_frames_behind_it(ffpp_tree: Path, tmp_pa
     rows = [row for row in rows_of(tmp_path, "054") if row["method"] == "Deepfakes"]
     first_lost = min(row["frame"] for row in rows if row["status"] == "decode_error")
     assert all((row["status"] == "ok") == (row["frame"] < first_lost) for row in rows)
+
+
+def test_damage_in_the_original_keeps_its_good_frames(ffpp_tree: Path, tmp_path: Path, detector: Detector) -> None:
+    video = ffpp_tree / ORIGINAL.format("raw", "054")
+    data = bytearray(video.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 500] = bytes(500)
+    video.write_bytes(data)
+    result = extract_group(group_of(ffpp_tree, "054"), ffpp_tree, tmp_path, CONFIG, detector)
+    [(path, status, _)] = result.failures
+    assert path.endswith("youtube/raw/videos/054.mp4") and status == "decode_error"
+    ok = dict.fromkeys(("original", "Deepfakes", "FaceSwap"), 0)
+    for row in rows_of(tmp_path, "054"):
+        ok[row["method"]] += row["status"] == "ok"
+    # Lost frames are refilled from before the damage, for the original and its manipulations alike.
+    assert set(ok.values()) == {6} and result.statuses["decode_error"] >= 3
+
+
+def test_every_spare_is_tried_where_faces_are_rare(portrait: np.ndarray, tmp_path: Path, detector: Detector) -> None:
+    clip = moving_face(portrait, 60, 0)
+    clip[:46] = np.random.default_rng(0).integers(0, 80, clip[:46].shape, np.uint8)
+    root = tmp_path / "data"
+    write_qualities(clip, root / "original_sequences" / "youtube", "071")
+    config = ExtractConfig(dataset="ffpp", frames=12, size_px=64)
+    result = extract_group(group_of(root, "071"), root, tmp_path, config, detector)
+    assert result.tuples == 12 and not result.notes
+
+
+def test_retry_failed_and_changed_labels(ffpp_tree_master: Path, tmp_path: Path) -> None:
+    config = ExtractConfig(dataset="ffpp", frames=2, size_px=32)
+    clips = [clip for clip in read_dataset("ffpp", ffpp_tree_master).clips if clip.group in ("054", "953")]
+    clips = [
+        clip if clip.group == "953" else dataclasses.replace(clip, paths=clip.paths | {"c40": "no.mp4"})
+        for clip in clips
+    ]
+
+    def run(split: str, **options: bool) -> dict:
+        changed = [dataclasses.replace(clip, split=split) for clip in clips]
+        write_manifest(changed, tmp_path / "m.parquet")
+        options |= {"workers": 1, "detector": "mtcnn", "manifest": tmp_path / "m.parquet"}
+        return extract(ffpp_tree_master, tmp_path / "faces", config, **options).as_dict()
+
+    assert (run("train")["groups_skipped"], run("train")["groups_skipped"]) == (0, 2)
+    assert run("train", retry_failed=True)["groups_skipped"] == 1
+    assert run("test")["groups_skipped"] == 0
+    assert {row["split"] for row in rows_of(tmp_path / "faces", "953")} == {"test"}
+    assert run("test", overwrite=True)["groups_skipped"] == 0
 
 
 def test_every_kind_of_bad_input_ends_in_the_table(ffpp_tree: Path, tmp_path: Path) -> None:

@@ -141,6 +141,10 @@ def _flip(column: str, into: int) -> Damage:
     return damage
 
 
+def _flip_last(folder: Path, row: dict) -> None:
+    _flip("offset", row["length"] - 1)(folder, row)
+
+
 def _cut(column: str, into: int) -> Damage:
     def damage(folder: Path, row: dict) -> None:
         data = (folder / "train-000000.tar").read_bytes()
@@ -162,6 +166,7 @@ def _swap_members(folder: Path, row: dict) -> None:
     [
         ("a byte in a picture", _flip("c40_offset", 300)),
         ("a byte in the json", _flip("json_offset", 10)),
+        ("a byte in the padding after the json", _flip_last),
         ("a byte in a header", _flip("offset", 5)),
         ("a byte in a header's size", _flip("offset", 130)),
         ("cut at a header", _cut("offset", 0)),
@@ -171,6 +176,7 @@ def _swap_members(folder: Path, row: dict) -> None:
     ],
 )
 def test_verify_names_shard_and_key_of_any_damage(shards: Path, name: str, damage: Damage) -> None:
+    del name  # of the case, for the test's id
     row = pq.read_table(shards / "train-000000.parquet").to_pylist()[20]
     damage(shards, row)
     command = [sys.executable, "-m", "qadprep", "verify", str(shards), "--json"]
@@ -179,8 +185,7 @@ def test_verify_names_shard_and_key_of_any_damage(shards: Path, name: str, damag
     faults = json.loads(run.stdout)["faults"]
     assert all(fault["shard"] == "train-000000.tar" for fault in faults)
     assert "sha256" in faults[0]["fault"]
-    if name != "a byte in the json":  # the text of a json member is covered by the shard's hash alone
-        assert any(fault["key"] == row["key"] for fault in faults), faults
+    assert any(fault["key"] == row["key"] for fault in faults), faults
     table = subprocess.run([*command[:-1]], capture_output=True, text=True, check=False)
     assert table.returncode == 1 and "train-000000.tar" in table.stdout
 
@@ -235,6 +240,28 @@ def test_refusals(shards: Path, faces_master: Path, tmp_path: Path) -> None:
         ShardSet(shards)
     with pytest.raises(UserError, match="no face packs there"):
         shard(tmp_path, tmp_path / "out", ShardConfig())
+
+
+def test_other_peoples_files_are_left_alone(faces_master: Path, tmp_path: Path) -> None:
+    for name in ("README.md", "train-000000.tar", "backup-2024.tar"):
+        (tmp_path / name).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds other files"):
+            shard(faces_master, tmp_path, ShardConfig(), overwrite=overwrite)
+    assert (tmp_path / "train-000000.tar").read_text() == (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_an_extraction_that_did_not_end_is_not_sharded(faces_master: Path, tmp_path: Path) -> None:
+    shutil.copytree(faces_master, tmp_path / "faces")
+    (tmp_path / "faces" / "extract-report.json").unlink()
+    with pytest.raises(UserError, match="did not come to its end"):
+        shard(tmp_path / "faces", tmp_path / "out", ShardConfig())
+
+
+def test_an_index_that_is_nonsense_is_a_fault(shards: Path) -> None:
+    table = pq.read_table(shards / "train-000000.parquet").drop_columns(["raw_offset"])
+    pq.write_table(table, shards / "train-000000.parquet")
+    assert any("train-000000" in shard for shard, _, _ in verify(shards).faults)
 
 
 def test_a_killed_writer_leaves_no_shard_set(shards: Path, faces_master: Path, monkeypatch: pytest.MonkeyPatch) -> None:

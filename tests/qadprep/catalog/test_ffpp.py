@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -110,6 +112,27 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
     (tmp_path / "no.parquet").write_text("text")
     with pytest.raises(UserError, match="not a readable manifest"):
         read_manifest(tmp_path / "no.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": "/tmp/evil"}, "group '/tmp/evil'"),
+        ({"name": "a.b"}, "name 'a.b'"),
+        ({"paths": {"raw": "/etc/x.mp4"}}, "expected one below the dataset's root"),
+        ({"paths": {"raw": "a/../../x.mp4"}}, "expected one below the dataset's root"),
+        ({"label": 1}, "has label 1; expected 0 for original"),
+        ({"label": 7, "method": "Deepfakes"}, "has label 7"),
+    ],
+)
+def test_a_manifest_that_cannot_be_right_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    clip = Clip("ffpp", "original", "000", 0, "train", "000", "000", "", {"raw": "a/000.mp4"})
+    write_manifest([dataclasses.replace(clip, **change)], tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_manifest(tmp_path / "m.parquet")
+    write_manifest([clip, clip], tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="is listed twice"):
+        read_manifest(tmp_path / "m.parquet")
 
 
 def test_qualities_are_ranked_best_first() -> None:

@@ -182,6 +182,52 @@ def test_a_rotation_tag_is_obeyed(videos: dict[str, Path], frames: np.ndarray, t
     np.testing.assert_array_equal(decode_at(turned, info, [7])[0], np.rot90(frames[7]))
 
 
+def test_a_trimmed_video_is_not_called_truncated(videos: dict[str, Path], tmp_path: Path) -> None:
+    import subprocess
+
+    from qadprep.video.ffmpeg import ffmpeg_exe
+
+    trimmed = tmp_path / "trimmed.mp4"  # by an edit list: the packets before the start are still in the file
+    command = [ffmpeg_exe(), "-loglevel", "error", "-ss", "0.6", "-i", str(videos["c23"]), "-c", "copy", str(trimmed)]
+    subprocess.run(command, check=True)
+    info = probe(trimmed)
+    assert info.frames < info.frames_header
+    assert [number_of(frame) for frame in decode_at(trimmed, info, [0, 5])] == [15, 20]
+
+
+def test_a_text_file_that_names_a_video_is_no_video(videos: dict[str, Path], tmp_path: Path) -> None:
+    script = tmp_path / "x.mp4"
+    script.write_text(f"ffconcat version 1.0\nfile {videos['c23']}\n")
+    with pytest.raises(ProbeError) as caught:
+        probe(script)
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_decoder_ended_from_outside_says_nothing_about_the_file(videos: dict[str, Path]) -> None:
+    with FrameReader(videos["raw"], probe(videos["raw"]), range(COUNT), thumbs="all") as reader:
+        frames = iter(reader)
+        next(frames)
+        reader._process.kill()
+        with pytest.raises(FfmpegError, match="ffmpeg ended with -9"):
+            list(frames)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ffmpeg version 4.4.2-0ubuntu0.22.04.1 Copyright (c) 2000-2021", True),
+        ("ffmpeg version 5.0.3 Copyright", True),
+        ("ffmpeg version 5.1.6-0+deb12u1 Copyright", False),
+        ("ffmpeg version n9.0.2-17-g2a571b6068-20260930 Copyright", False),
+        ("ffmpeg version N-118193-g5f38c82536 Copyright", False),
+    ],
+)
+def test_old_ffmpeg_is_recognised(line: str, expected: bool) -> None:
+    from qadprep.video.ffmpeg import too_old
+
+    assert too_old(line) is expected
+
+
 def test_probe_of_audio_only(tmp_path: Path) -> None:
     import av
 
