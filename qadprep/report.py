@@ -20,7 +20,7 @@ from qadprep.ustar import atomic_file
 ROWS_PER_SHEET = 12
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #1b1b1b; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #1b1b1b; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ccc; }
 table { border-collapse: collapse; margin: .6em 0; } th, td { padding: .2em .7em; border-bottom: 1px solid #e3e3e3; }
 th { text-align: left; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
