@@ -1,8 +1,7 @@
 """One group of clips -> one face pack: probe, sample, detect once, cut every clip and every quality, prove, write."""
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,11 @@ from qadprep.config import ExtractConfig
 from qadprep.faces.base import Detector
 from qadprep.geometry import Cut, Geometry, cut, find_geometry
 from qadprep.pack import FileRecord, Row, write_pack
+from qadprep.results import GroupResult, summarise
 from qadprep.sampling import sample_indices
 from qadprep.timing import StageTimer
 from qadprep.video.probe import ProbeError, VideoInfo, probe
 from qadprep.video.sync import REFERENCE, Sync, trusted
-
-
-@dataclass
-class GroupResult:
-    """What became of a group; small enough to be sent between processes.
-
-    Attributes:
-        tuples: complete tuples written.
-        statuses: status -> number of attempted tuples.
-        failures: (file or clip, status, message) of everything that could not be used.
-        notes: (clip, remark) of what was used with a restriction.
-        seconds: stage -> wall-clock seconds; empty for a group finished in an earlier run.
-    """
-
-    group: str
-    tuples: int = 0
-    statuses: dict[str, int] = field(default_factory=dict)
-    failures: list[tuple[str, str, str]] = field(default_factory=list)
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    sync: dict[str, int] = field(default_factory=dict)
-    pack_bytes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    skipped: bool = False
 
 
 @dataclass
@@ -349,32 +326,3 @@ def extract_group(
 def describe(group: Group) -> list[list[object]]:
     """What the manifest says of a group's clips; a pack made from other facts is not up to date."""
     return [[c.method, c.name, c.label, c.split, c.target, c.source] for c in group.clips]
-
-
-def summarise(
-    group: str, rows: list[tuple[str, str, str]], files: list[FileRecord], notes: list[tuple[str, str]]
-) -> GroupResult:
-    """The result of a group from what its pack stores, for groups of this run and of earlier ones alike.
-
-    Args:
-        rows: (method, clip name, status) of every attempted tuple.
-    """
-    result = GroupResult(group, statuses=dict(Counter(status for _, _, status in rows)))
-    result.tuples = result.statuses.get("ok", 0)
-    result.notes = [(clip, remark) for clip, remark in notes]
-    for record in files:
-        if record.status != "ok":
-            result.failures.append((record.path or f"{record.method}/{record.clip}", record.status, record.message))
-        if record.sync:
-            verdict = record.sync["verdict"]
-            result.sync[verdict] = result.sync.get(verdict, 0) + 1
-    blamed = {(record.method, record.clip) for record in files if record.status != "ok"}
-    by_clip: dict[tuple[str, str], Counter[str]] = {}
-    for method, name, status in rows:
-        by_clip.setdefault((method, name), Counter())[status] += 1
-    for clip, statuses in by_clip.items():
-        if not statuses["ok"] and clip not in blamed:
-            status = statuses.most_common(1)[0][0]
-            count = sum(statuses.values())
-            result.failures.append(("/".join(clip), status, f"no tuple from {count} attempted frames ({status})"))
-    return result

@@ -14,9 +14,10 @@ from qadprep.catalog.manifest import read_manifest
 from qadprep.config import ExtractConfig, guard_output, write_json
 from qadprep.engine import available_cores, run_tasks, sole_user
 from qadprep.errors import UserError
-from qadprep.extract import GroupResult, describe, extract_group, summarise
+from qadprep.extract import describe, extract_group
 from qadprep.pack import find_packs, pack_paths, read_meta, read_pack
 from qadprep.progress import progress_bar
+from qadprep.results import GroupResult, summarise
 from qadprep.ustar import remove_leftovers
 
 CONFIG_NAME = "extract.json"

@@ -21,7 +21,7 @@ from qadprep.pack import find_packs, read_pack
 from qadprep.progress import progress_bar
 from qadprep.sampling import draw
 from qadprep.shardset import FORMAT_MAJOR, FORMAT_MINOR, INDEX_NAME
-from qadprep.ustar import TarWriter, atomic_file, remove_leftovers
+from qadprep.ustar import HashedFile, TarWriter, atomic_file, remove_leftovers
 
 CONFIG_NAME = "shard.json"
 CODEC = "png"
@@ -223,7 +223,7 @@ def _write_shard(
     name = f"{split}-{number:06d}"
     index: list[dict[str, Any]] = []
     with atomic_file(out / f"{name}.tar") as file:
-        hashed = _HashedFile(file)
+        hashed = HashedFile(file)
         tar = TarWriter(hashed)
         for row in rows:
             entry = {"key": row["key"], "video": row["name"], "offset": tar.position}
@@ -243,7 +243,7 @@ def _write_shard(
             index.append(entry)
         tar.finish()
     with atomic_file(out / f"{name}.parquet") as file:
-        hashed_index = _HashedFile(file)
+        hashed_index = HashedFile(file)
         pq.write_table(pa.Table.from_pylist(index, schema=index_schema(qualities)), hashed_index, compression="zstd")
     return {
         "url": f"{name}.tar",
@@ -277,32 +277,6 @@ def index_schema(qualities: tuple[str, ...]) -> pa.Schema:
             (f"{quality}_psnr_db", pa.float32()),
         ]
     return pa.schema([*fields, ("json_offset", pa.int64()), ("json_size", pa.int32())])
-
-
-class _HashedFile:
-    """A file for writing that hashes what passes through; `part` restarts where the caller replaces it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.size, self.closed = 0, False
-        self.md5, self.sha256, self.part = hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        data = bytes(data)
-        self._file.write(data)
-        for digest in (self.md5, self.sha256, self.part):
-            digest.update(data)
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self.size
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def _words(counts: dict[str, int]) -> str:

@@ -1,6 +1,7 @@
 """Plain USTAR archives with the same bytes for the same content, written so that a kill leaves no half file."""
 
 import contextlib
+import hashlib
 import os
 import tarfile
 from pathlib import Path
@@ -37,6 +38,32 @@ class TarWriter:
     def finish(self) -> None:
         """Write the end of the archive: two empty blocks, filled up to tar's record of 20 blocks."""
         self._file.write(b"\0" * (2 * BLOCK + -(self.position + 2 * BLOCK) % tarfile.RECORDSIZE))
+
+
+class HashedFile:
+    """A file for writing that hashes what passes through; `part` restarts where the caller replaces it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size, self.closed = 0, False
+        self.md5, self.sha256, self.part = hashlib.md5(usedforsecurity=False), hashlib.sha256(), hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        data = bytes(data)
+        self._file.write(data)
+        for digest in (self.md5, self.sha256, self.part):
+            digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @contextlib.contextmanager
