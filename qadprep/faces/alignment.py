@@ -121,17 +121,6 @@ def warp_face(frame_rgb: np.ndarray, affine_2x3: np.ndarray, size_px: int) -> np
     return cv2.resize(sampled, (size_px, size_px), interpolation=cv2.INTER_AREA)
 
 
-def affine_shifted(affine_2x3: np.ndarray, dx: float, dy: float) -> np.ndarray:
-    """The affine that cuts the same content from a frame where everything lies (dx, dy) px further right,
-    down.
-
-    Exact for manipulations that are centre-cropped against their original (dx, dy then are negative).
-    """
-    affine = _checked(affine_2x3)
-    affine[:, 2] -= affine[:, :2] @ [dx, dy]
-    return affine
-
-
 def corners_of_crop(affine_2x3: np.ndarray, size_px: int) -> np.ndarray:
     """Where the crop's outer corners lie in the source frame: float64 (4, 2), px, pixel-edge coordinates.
 

@@ -9,7 +9,6 @@ from skimage.transform import SimilarityTransform
 
 from qadprep.faces.alignment import (
     affine_from_face,
-    affine_shifted,
     corners_of_crop,
     similarity_from_points,
     warp_face,
@@ -243,20 +242,8 @@ def test_warp_leaves_its_arguments_alone():
     frame, affine = noise(90, 90), np.array([[0.3, 0, 1], [0, 0.3, 2]])
     before = frame.copy(), affine.copy()
     warp_face(frame, affine, 32)
-    affine_shifted(affine, 3, 4)
     np.testing.assert_array_equal(frame, before[0])
     np.testing.assert_array_equal(affine, before[1])
-
-
-def test_shifted_affine_cuts_the_same_content_from_a_shifted_frame():
-    frame = astronaut()
-    affine = affine_from_face(
-        face_of(box=(181, 61, 267, 172), landmarks=ARCFACE_XY + np.array([170, 55])), align="similarity"
-    )
-    shifted = frame[11:, 23:]  # content lies 23 px further left and 11 px further up
-    np.testing.assert_array_equal(
-        warp_face(shifted, affine_shifted(affine, -23, -11), 128), warp_face(frame, affine, 128)
-    )
 
 
 def test_corners_of_crop_map_back_to_the_corners():
