@@ -1,5 +1,7 @@
 """The records every dataset reader produces, and the registry of readers."""
 
+import importlib
+import importlib.metadata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,7 @@ from qadprep.errors import UserError
 ORIGINAL = "original"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One logical video of a dataset at one or more qualities.
 
@@ -21,8 +23,11 @@ class Clip:
         split: `train`, `val`, `test`, or `none`.
         group: name of the group; clips of a group show the same recording.
         target, source: ids of the altered video and of the donor; source is empty for real clips.
-        paths: quality -> path relative to the dataset's root.
+        paths: quality -> path relative to the dataset's root. Pictures instead of a video: `<tar>::<folder inside>`, or
+            a folder's path with a slash at its end.
         mask: path of the mask video relative to the root, or None.
+        faces: `largest`: one face is followed and carries the clip's label; `all`: every face is its own, and in a
+            fake clip the mask says which of them are fake.
     """
 
     dataset: str
@@ -35,6 +40,7 @@ class Clip:
     source: str
     paths: dict[str, str] = field(default_factory=dict)
     mask: str | None = None
+    faces: str = "largest"
 
     @property
     def id(self) -> str:
@@ -62,7 +68,9 @@ class Catalog:
 
     Attributes:
         clips: sorted by group, originals first, then method and name.
-        ignored: files inside the known folders that are no clip of the dataset: (relative path, reason).
+        ignored: files inside the known folders that were not taken: (relative path, reason).
+        gaps: entries of the dataset's own lists that the disk lacks, and lists that are missing: (entry, reason).
+        remarks: what was taken but the user should know: (what, remark).
         expected: (method, split) -> number of clips the official lists promise; empty without such lists.
     """
 
@@ -70,6 +78,8 @@ class Catalog:
     root: Path
     clips: list[Clip]
     ignored: list[tuple[str, str]] = field(default_factory=list)
+    gaps: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
     expected: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def groups(self) -> list[Group]:
@@ -91,30 +101,90 @@ def group_clips(clips: Iterable[Clip]) -> list[Group]:
 
 
 Reader = Callable[[Path], Catalog]
-_READERS: dict[str, Reader] = {}
 
 
-def register(name: str) -> Callable[[Reader], Reader]:
-    """Decorator: make a dataset reader known under a name."""
+@dataclass(frozen=True)
+class Dataset:
+    """Registry entry of a dataset.
+
+    Attributes:
+        read: root folder -> catalog.
+        title: the dataset's full name.
+        raw_is_lossless: whether `raw` promises a lossless file; else `raw` is the file as its authors released it,
+            whatever its compression.
+        compressed_path: (path of a clip's best file, quality) -> where a made quality of it lies below a root.
+        inner_quality: whether the quality is a folder inside the official tree; else `<root>/<quality>` holds a tree.
+        length_remark: (method, frames of a fake, frames of its original) -> what is wrong with the length, or None.
+    """
+
+    name: str
+    read: Reader
+    title: str
+    raw_is_lossless: bool
+    compressed_path: Callable[[str, str], str]
+    inner_quality: bool = False
+    length_remark: Callable[[str, int, int], str | None] | None = None
+
+
+_DATASETS: dict[str, Dataset] = {}
+# One module a dataset; each registers itself. More can be installed as entry points of the group `qadprep.datasets`.
+_MODULES = ("ffpp", "dfd", "celebdf", "ffiw", "dfdc", "dfdcp", "wilddeepfake", "generic")
+
+
+def _below_quality(path: str, quality: str) -> str:
+    """The place of a made quality for datasets that have one quality: the same tree below `<quality>/`."""
+    return f"{quality}/{path.removeprefix('raw/')}"
+
+
+def register(
+    name: str,
+    title: str,
+    *,
+    raw_is_lossless: bool = False,
+    compressed_path: Callable[[str, str], str] = _below_quality,
+    inner_quality: bool = False,
+    length_remark: Callable[[str, int, int], str | None] | None = None,
+) -> Callable[[Reader], Reader]:
+    """Decorator: make a dataset's reader known under a name."""
 
     def add(reader: Reader) -> Reader:
-        _READERS[name] = reader
+        _DATASETS[name] = Dataset(name, reader, title, raw_is_lossless, compressed_path, inner_quality, length_remark)
         return reader
 
     return add
+
+
+def datasets() -> dict[str, Dataset]:
+    """All known datasets by name."""
+    for module in _MODULES:
+        importlib.import_module(f"qadprep.catalog.{module}")
+    for plugin in importlib.metadata.entry_points(group="qadprep.datasets"):
+        plugin.load()
+    return _DATASETS
+
+
+def find_dataset(name: str) -> Dataset:
+    """The registry entry of a dataset.
+
+    Raises:
+        UserError: unknown name.
+    """
+    known = datasets()
+    if name not in known:
+        raise UserError(f"unknown dataset {name!r}; known: {', '.join(sorted(known))}")
+    return known[name]
 
 
 def read_dataset(name: str, root: Path) -> Catalog:
     """Read a dataset from disk.
 
     Raises:
-        UserError: an unknown dataset, a root that is no folder, or a root without a single clip.
+        UserError: an unknown dataset, a root that does not exist, or a root without a single clip.
     """
-    from qadprep.catalog import ffpp  # noqa: F401  (registers itself)
-
-    if name not in _READERS:
-        raise UserError(f"unknown dataset {name!r}; known: {', '.join(sorted(_READERS))}")
+    entry = find_dataset(name)
     root = Path(root)
-    if not root.is_dir():
+    if not root.exists():
+        raise UserError(f"{root}: not there; expected the root of the {name} dataset")
+    if not root.is_dir() and name != "generic":
         raise UserError(f"{root}: not a folder; expected the root of the {name} dataset")
-    return _READERS[name](root)
+    return entry.read(root)

@@ -96,9 +96,9 @@ def test_fakes_without_their_original_are_listed(tmp_path: Path) -> None:
 def test_roots_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected files such as original_sequences/youtube"):
         read_dataset("ffpp", tmp_path)
-    with pytest.raises(UserError, match="not a folder"):
+    with pytest.raises(UserError, match="not there; expected the root of the ffpp dataset"):
         read_dataset("ffpp", tmp_path / "nope")
-    with pytest.raises(UserError, match="unknown dataset 'other'; known: ffpp"):
+    with pytest.raises(UserError, match=r"unknown dataset 'other'; known: celebdf, dfd, .*, ffpp, generic"):
         read_dataset("other", tmp_path)
 
 
