@@ -45,6 +45,14 @@ class ExtractConfig(Settings):
     """Side of the crop's field of view over the side of the face."""
     align: Literal["similarity", "box"] = "similarity"
     seed: int = Field(0, ge=0)
+    realign: bool = False
+    """Detect and align again in pictures that others have cropped; else they are only resized."""
+    make_qualities: bool = False
+    """Encode missing qualities from the best one, the FF++ way."""
+    pix_fmt: Literal["yuv444p", "yuv420p"] = "yuv444p"
+    """Pixel format of made qualities; yuv444p is FF++'s."""
+    accept_mislabelled: bool = False
+    """Use files whose stream was made with another CRF than their folder says."""
     detector: dict[str, str | int | float] = Field(default_factory=dict)
     """The detector's identity: name, weights' sha256, thresholds."""
 

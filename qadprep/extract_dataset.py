@@ -10,15 +10,18 @@ from typing import Any
 
 import qadprep
 from qadprep.catalog.base import Clip, Group, group_clips, read_dataset
-from qadprep.catalog.manifest import read_manifest
+from qadprep.catalog.manifest import quality_rank, read_manifest
 from qadprep.config import ExtractConfig, guard_output, write_json
 from qadprep.engine import available_cores, run_tasks, sole_user
 from qadprep.errors import UserError
 from qadprep.extract import describe, extract_group
+from qadprep.group_files import MASK, remove_made, size_of
 from qadprep.pack import find_packs, pack_paths, read_meta, read_pack
 from qadprep.progress import progress_bar
+from qadprep.protocols import Protocol, select
 from qadprep.results import GroupResult, summarise
 from qadprep.ustar import remove_leftovers
+from qadprep.video.encode import crf_of
 
 CONFIG_NAME = "extract.json"
 REPORT_NAME = "extract-report.json"
@@ -94,6 +97,8 @@ def extract(
     overwrite: bool = False,
     retry_failed: bool = False,
     manifest: Path | None = None,
+    protocol: Protocol | None = None,
+    drop_leaks: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> ExtractSummary:
     """Extract every group of a dataset into face packs.
@@ -108,6 +113,8 @@ def extract(
         overwrite: do everything again, also over packs of another config.
         retry_failed: do those groups again in which something could not be used.
         manifest: read the clips from this file instead of scanning the root.
+        protocol: take only the clips that it names.
+        drop_leaks: leave out the training clips that share a recording with another split (see catalog/leaks.py).
         say: takes remarks for the user, such as which detector runs.
 
     Raises:
@@ -117,12 +124,7 @@ def extract(
     from qadprep.video.ffmpeg import ffmpeg_version
 
     start = time.monotonic()
-    if manifest is None:
-        clips = read_dataset(config.dataset, root).clips
-    else:
-        clips = [clip for clip in read_manifest(manifest) if clip.dataset == config.dataset]
-        if not clips:
-            raise UserError(f"{manifest}: no clip of dataset {config.dataset!r} in it")
+    root, clips = _find_clips(root, config, manifest, protocol, drop_leaks, say or (lambda text: None))
     _check_qualities(clips, config, root)
     name, sentence = choose_detector(detector, weights)
     if say:
@@ -145,6 +147,7 @@ def extract(
                 table.with_suffix(".tar").unlink(missing_ok=True)
         write_json(out / CONFIG_NAME, config.model_dump(mode="json"))
         remove_leftovers(out / config.dataset)
+        remove_made(out / config.dataset)
         todo = []
         for group in groups:
             earlier = _finished(group, root, out, config)
@@ -171,7 +174,7 @@ def extract(
                 on_result,
                 on_crash,
                 workers=workers,
-                initializer=_set_up,
+                initializer=set_up_worker,
                 initargs=(root, out, config, name, weights, device, meta, max(1, cores // workers)),
             )
         summary.results.sort(key=lambda result: result.group)
@@ -181,12 +184,51 @@ def extract(
     return summary
 
 
+def _find_clips(
+    root: Path,
+    config: ExtractConfig,
+    manifest: Path | None,
+    protocol: Protocol | None,
+    drop_leaks: bool,
+    say: Callable[[str], None],
+) -> tuple[Path, list[Clip]]:
+    """(the folder that paths are relative to, the clips of this run)."""
+    if protocol:
+        protocol.check_dataset(config.dataset)
+    if manifest is None:
+        catalog = read_dataset(config.dataset, root)
+        root, clips = catalog.root, catalog.clips
+        untaken = len(catalog.ignored) + len(catalog.gaps)
+        if untaken:
+            say(f"{root}: {untaken} files or list entries do not fit the layout; `qadprep scan` lists them")
+    else:
+        root = root if root.is_dir() else root.parent
+        clips = [clip for clip in read_manifest(manifest) if clip.dataset == config.dataset]
+        if not clips:
+            raise UserError(f"{manifest}: no clip of dataset {config.dataset!r} in it")
+    if drop_leaks:
+        from qadprep.catalog.leaks import drop_leaks as drop
+        from qadprep.catalog.leaks import find_leaks
+
+        clips, dropped = drop(clips, find_leaks(config.dataset, clips))
+        say(f"--drop-leaks: {len(dropped)} training clips share a recording with another split and are left out")
+    if protocol:
+        selection = select(clips, protocol, config.seed)
+        clips = selection.clips
+        for (method, split), (have, wanted) in sorted(selection.short.items()):
+            say(f"{protocol.name}: {have} of {wanted} videos of {method}/{split} are on disk")
+        if not clips:
+            raise UserError(f"{root}: no clip that protocol {protocol.name!r} asks for")
+    return root, clips
+
+
 def _check_qualities(clips: list[Clip], config: ExtractConfig, root: Path) -> None:
     found = {quality for clip in clips for quality in clip.paths}
     for quality in config.qualities:
-        if quality not in found:
-            there = ",".join(q for q in ("raw", "c23", "c40") if q in found) or ",".join(sorted(found))
-            raise UserError(f"{root}: no video of quality {quality!r}; it has {there} (--qualities {there})")
+        if quality not in found and not (config.make_qualities and crf_of(quality)):
+            there = ",".join(sorted(found, key=quality_rank))
+            can_make = ", or --make-qualities to encode it" if crf_of(quality) and not config.make_qualities else ""
+            raise UserError(f"{root}: no video of quality {quality!r}; it has {there} (--qualities {there}{can_make})")
 
 
 def _finished(group: Group, root: Path, out: Path, config: ExtractConfig) -> GroupResult | None:
@@ -198,12 +240,11 @@ def _finished(group: Group, root: Path, out: Path, config: ExtractConfig) -> Gro
     if meta.get("clips") != describe(group):
         return None  # another split or label than then
     now = {(clip.method, clip.name, q): clip.paths.get(q, "") for clip in group.clips for q in config.qualities}
+    now |= {(c.method, c.name, MASK): c.mask or "" for c in group.clips if c.faces == "all" and c.label == 1}
     if now != {(f["method"], f["clip"], f["quality"]): f["path"] for f in meta["files"]}:
         return None  # files came or went
     for record in meta["files"]:
-        path = root / record["path"]
-        size = path.stat().st_size if record["path"] and path.is_file() else -1
-        if size != record["bytes"]:
+        if (size_of(root, record["path"]) if record["path"] else -1) != record["bytes"]:
             return None  # fetched again
     try:
         pack = read_pack(table)
@@ -219,7 +260,7 @@ def _finished(group: Group, root: Path, out: Path, config: ExtractConfig) -> Gro
 _worker: dict[str, Any] = {}
 
 
-def _set_up(
+def set_up_worker(
     root: Path,
     out: Path,
     config: ExtractConfig,
@@ -249,7 +290,7 @@ def _set_up(
 
 
 def extract_one(group: Group) -> GroupResult:
-    """One group in a worker that `_set_up` has prepared."""
+    """One group in a worker that `set_up_worker` has prepared."""
     return extract_group(group, **_worker)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from qadprep.errors import UserError
 from qadprep.ustar import TarWriter, atomic_file
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 _META_KEY = b"qadprep"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -28,6 +28,7 @@ class FileRecord:
         message: one line for the user; empty when ok.
         bytes: size when it was read; a changed size makes the pack stale. -1 when the file is missing.
         sync: evidence of the temporal shift test (see video/sync.py), or None when it did not come so far.
+        made: for a quality that was encoded on the fly: what from, CRF, pixel format, encoder; else None.
     """
 
     clip: str
@@ -44,6 +45,7 @@ class FileRecord:
     pix_fmt: str = ""
     crf: float | None = None
     sync: dict[str, Any] | None = None
+    made: dict[str, Any] | None = None
 
 
 @dataclass
@@ -51,9 +53,12 @@ class Row:
     """One attempted tuple: (clip, frame, face).
 
     Attributes:
+        label: of this face, 0 real or 1 fake: the clip's, or what the mask says; None where that is not known.
+        frame: frame number in the video, or the number in a picture's file name.
         status: `ok`, or the named reason why there is no tuple.
         geometry: `reference` when the affine was found on the group's reference clip, `own` when on the clip itself,
-            empty when there is none.
+            `given` for pictures that were cropped by others, empty when there is none.
+        mask_share: share of the box under the mask, 0..1, where faces are labelled by a mask.
         box_xyxy, landmarks_xy: px in the frame of the clip the geometry was found on.
         affine: 2x3, row by row, source px -> crop px.
         crops: quality -> uint8 (size_px, size_px, 3) RGB; empty unless ok.
@@ -63,7 +68,7 @@ class Row:
     group: str
     method: str
     name: str
-    label: int
+    label: int | None
     split: str
     target: str
     source: str
@@ -76,6 +81,7 @@ class Row:
     box_xyxy: list[float] | None = None
     landmarks_xy: list[float] | None = None
     affine: list[float] | None = None
+    mask_share: float | None = None
     crops: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
@@ -92,6 +98,7 @@ def _schema(qualities: Sequence[str]) -> pa.Schema:
         ("box_xyxy", pa.list_(pa.float32(), 4)),
         ("landmarks_xy", pa.list_(pa.float32(), 10)),
         ("affine", pa.list_(pa.float64(), 6)),
+        ("mask_share", pa.float32()),
     ]
     for quality in qualities:
         fields += [

@@ -72,6 +72,23 @@ def shards(shards_master: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shards_master, tmp_path / "shards"))
 
 
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `extract` and `compress` work in the test's own process: starting workers costs more than the work.
+
+    The engine itself, and that the bytes do not depend on it, are tested where this is not used.
+    """
+
+    def run_tasks(tasks, function, on_result, on_crash, *, workers, initializer=None, initargs=()):
+        if initializer:
+            initializer(*initargs)
+        for task in tasks:
+            on_result(task, function(task))
+
+    monkeypatch.setattr("qadprep.extract_dataset.run_tasks", run_tasks)
+    monkeypatch.setattr("qadprep.compress.run_tasks", run_tasks)
+
+
 @pytest.fixture(scope="session")
 def real_clips() -> list[Path]:
     """Real face videos from the folder that QAD_REAL_CLIPS names; empty when it is not set."""

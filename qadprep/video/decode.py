@@ -1,6 +1,5 @@
 """Exact frames by index, through ffmpeg, with luminance thumbnails for the sync test made on the same way."""
 
-import contextlib
 import errno
 import functools
 import os
@@ -15,7 +14,7 @@ from typing import Literal
 import ffmpeg
 import numpy as np
 
-from qadprep.video.ffmpeg import FfmpegError, error_line, ffmpeg_exe
+from qadprep.video.ffmpeg import FfmpegError, die_with_parent, error_line, ffmpeg_exe
 from qadprep.video.probe import CONTAINERS, VideoInfo
 
 THUMB_WIDTH, THUMB_HEIGHT = 160, 90
@@ -98,7 +97,7 @@ class FrameReader:
                     stderr=errors,
                     bufsize=0,
                     process_group=0,  # Ctrl-C is for the main process alone
-                    preexec_fn=functools.partial(_die_with_parent, os.getpid()),
+                    preexec_fn=functools.partial(die_with_parent, os.getpid()),
                 )
             try:
                 for index in self.indices:
@@ -224,13 +223,3 @@ def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = index
         previous = index
     yield start, previous
-
-
-def _die_with_parent(parent: int) -> None:
-    """Let Linux end ffmpeg when the worker is killed, so that kill -9 leaves no decoder running."""
-    with contextlib.suppress(OSError, AttributeError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)

@@ -1,6 +1,8 @@
 """Write videos the FaceForensics++ way: raw as lossless RGB H.264, c23 and c40 from RGB frames as 4:4:4 H.264."""
 
+import functools
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -10,7 +12,12 @@ from pathlib import Path
 import ffmpeg
 import numpy as np
 
-from qadprep.video.ffmpeg import FfmpegError, error_line, ffmpeg_exe
+from qadprep.video.ffmpeg import FfmpegError, die_with_parent, error_line, ffmpeg_exe
+
+
+def crf_of(quality: str) -> int | None:
+    """The CRF that a quality's name stands for: `c23` -> 23; None for `raw` and other words."""
+    return int(quality[1:]) if re.fullmatch(r"c[1-9]\d?", quality) else None
 
 
 def write_raw(frames_rgb: Iterable[np.ndarray], path: Path, fps: Fraction | float) -> None:
@@ -117,6 +124,8 @@ def _run(stream: object, path: Path, frames: Iterable[np.ndarray] | None, **opti
                 stdin=subprocess.DEVNULL if frames is None else subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
+                process_group=0,  # Ctrl-C is for the main process alone
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
             try:
                 if frames is not None:

@@ -1,9 +1,11 @@
 """Which ffmpeg program runs, and how its errors reach the user."""
 
+import contextlib
 import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
 
 from qadprep.errors import UserError
@@ -71,3 +73,13 @@ def error_line(stderr: bytes) -> str:
     useful = [line for line in lines if not _NOISE.match(line)]
     line = (useful or lines or ["ffmpeg gave no message"])[0]  # the first names the cause, later ones its effects
     return re.sub(r"\s*@ 0x[0-9a-f]+", "", line)[:300]
+
+
+def die_with_parent(parent: int) -> None:
+    """Let Linux end ffmpeg when the worker is killed, so that kill -9 leaves no decoder running."""
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)

@@ -30,6 +30,7 @@ class VideoInfo:
         fps: average frame rate.
         codec, pix_fmt: ffmpeg's names, such as `h264` and `yuv444p`.
         rate_control: x264's `rc=` word from the bitstream (`crf`, `cqp`, ...), or None when there is no x264 header.
+        encoder: x264's name, build and options from the bitstream, or None.
         crf: x264's CRF from the bitstream; 0.0 for lossless (`cqp` with qp 0); None when unknown.
         rotation_deg: display rotation of the container (0, 90, 180, 270), counter-clockwise.
         bytes: size of the file.
@@ -46,6 +47,7 @@ class VideoInfo:
     crf: float | None
     rotation_deg: int
     bytes: int
+    encoder: str | None = None
 
 
 # x264 writes its options as text into a user-data SEI message of the first access unit.
@@ -71,16 +73,7 @@ def probe(path: str | Path) -> VideoInfo:
     import av
 
     path = Path(path)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise ProbeError("missing_file", f"{path}: {error.strerror or error}") from error
-    if size == 0:
-        raise ProbeError("empty_file", f"{path}: the file has 0 bytes; fetch it again")
-    try:
-        container = av.open(str(path), metadata_errors="replace", options=dict(_OPTIONS))
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise ProbeError("unreadable", f"{path}: not a readable video ({_words(error)}); fetch it again") from error
+    container, size = _open(path)
     with container:
         if not container.streams.video:
             raise ProbeError("no_video_stream", f"{path}: holds no video stream")
@@ -103,7 +96,8 @@ def probe(path: str | Path) -> VideoInfo:
         if context.width * context.height > MAX_PICTURE_PX:
             size_text = f"{context.width}x{context.height}"
             raise ProbeError("too_large", f"{path}: picture is {size_text}, more than {MAX_PICTURE_PX} pixels")
-        options = x264_options(first) if context.name == "h264" else {}
+        header_text = _X264_SEI.search(first) if context.name == "h264" else None
+        options = x264_options(first) if header_text else {}
         sideways = rotation in (90, 270)
         return VideoInfo(
             width=context.height if sideways else context.width,
@@ -117,7 +111,52 @@ def probe(path: str | Path) -> VideoInfo:
             crf=_crf(options),
             rotation_deg=rotation,
             bytes=size,
+            encoder=header_text.group(0).decode("ascii").strip() if header_text else None,
         )
+
+
+def read_crf(path: str | Path) -> float | None:
+    """x264's CRF as the file itself tells it, without reading further than its first packet.
+
+    0.0 for lossless; None for a file without an x264 header (another codec or encoder, or a header cut out).
+
+    Raises:
+        ProbeError: `missing_file`, `empty_file`, `unreadable`, `no_video_stream` or `no_frames`.
+    """
+    import av
+
+    path = Path(path)
+    container, _ = _open(path)
+    with container:
+        if not container.streams.video:
+            raise ProbeError("no_video_stream", f"{path}: holds no video stream")
+        stream = container.streams.video[0]
+        try:
+            # Of a trimmed file the first packet is not shown, but it is the one with the header.
+            first = next((packet for packet in container.demux(stream) if packet.size), None)
+        except (av.error.FFmpegError, OSError) as error:
+            raise ProbeError("unreadable", f"{path}: reading its packets failed ({_words(error)})") from error
+        if first is None:
+            raise ProbeError("no_frames", f"{path}: the video stream holds no frames")
+        codec = stream.codec_context.name if stream.codec_context else ""
+        return _crf(x264_options(bytes(first))) if codec == "h264" else None
+
+
+def _open(path: Path):  # noqa: ANN202  (av's types need av imported)
+    """(opened container, size of the file in bytes); `ProbeError` when there is none."""
+    import av
+
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ProbeError("missing_file", f"{path}: {error.strerror or error}") from error
+    if size == 0:
+        raise ProbeError("empty_file", f"{path}: the file has 0 bytes; fetch it again")
+    try:
+        container = av.open(str(path), metadata_errors="replace", options=dict(_OPTIONS))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise ProbeError("unreadable", f"{path}: not a readable video ({_words(error)}); fetch it again") from error
+    return container, size
 
 
 def _count_packets(container, stream) -> tuple[int, bytes, int]:  # noqa: ANN001  (av's types need av imported)

@@ -8,9 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers import trees
+from helpers.footage import one_face
 from helpers.packs import pack_hashes
 
+from qadprep.compress import read_table
 from qadprep.shardset import ShardSet
 
 
@@ -73,3 +77,53 @@ def test_shard_killed_at_random_moments(faces_master: Path, shards_master: Path,
     assert {f.name: f.read_bytes() for f in (tmp_path / "s").iterdir()} == {
         f.name: f.read_bytes() for f in shards_master.iterdir()
     }
+
+
+@pytest.mark.slow
+def test_compress_killed_at_random_moments(portrait: np.ndarray, tmp_path: Path) -> None:
+    trees.celebdf(tmp_path / "data", lambda number: np.tile(one_face("made", portrait, number), (4, 1, 1, 1)))
+    words = [sys.executable, "-m", "qadprep", "compress", tmp_path / "data", "--dataset", "celebdf", "--workers", "2"]
+
+    def run(out: Path) -> list[str]:
+        return [*map(str, words), "--out", str(out)]
+
+    def videos(out: Path) -> dict[str, bytes]:
+        return {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.glob("c*/*/*"))}
+
+    begun = time.monotonic()
+    subprocess.run(run(tmp_path / "whole"), check=True, capture_output=True)
+    length = time.monotonic() - begun
+    rng = random.Random(os.environ.get("QAD_KILL_SEED", "0"))
+    kills = 0
+    for part in (0.5, 0.6, 0.7, 0.8):
+        process = subprocess.Popen(run(tmp_path / "all"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=length * (part + rng.uniform(-0.05, 0.05)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.wait()
+        for name, data in videos(tmp_path / "all").items():  # what has its final name is whole, at any moment
+            if not Path(name).name.startswith("."):
+                assert data == (tmp_path / "whole" / name).read_bytes()
+    assert kills >= 2
+    subprocess.run(run(tmp_path / "all"), check=True, capture_output=True)
+    assert videos(tmp_path / "all") == videos(tmp_path / "whole")
+    assert read_table(tmp_path / "all") == read_table(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_extract_killed_while_it_makes_qualities(portrait: np.ndarray, tmp_path: Path) -> None:
+    trees.celebdf(tmp_path / "data", lambda number: one_face("made", portrait, number))
+    words = [sys.executable, "-m", "qadprep", "extract", tmp_path / "data", "--dataset", "celebdf", "--make-qualities"]
+    words += ["--frames", "4", "--size", "64", "--detector", "mtcnn", "--workers", "1", "--out", tmp_path / "faces"]
+    process = subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "faces").glob("celebdf/.made-*/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert list((tmp_path / "faces").glob("celebdf/.made-*"))
+    subprocess.run([*map(str, words)], check=True, capture_output=True)
+    assert not list((tmp_path / "faces").glob("celebdf/.made-*"))
+    assert len(list((tmp_path / "faces" / "celebdf").glob("*.parquet"))) == 4

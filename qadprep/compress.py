@@ -1,0 +1,255 @@
+"""`qadprep compress`: c23 and c40 for datasets that come at one quality, made the way FF++ made its own."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator
+
+from qadprep.catalog.base import Clip, Dataset, find_dataset, read_dataset
+from qadprep.catalog.manifest import write_manifest
+from qadprep.compress_files import ClipTask, MadeFile, make_files, remove_halves, up_to_date
+from qadprep.config import Settings, guard_output, write_json
+from qadprep.engine import available_cores, run_tasks, sole_user
+from qadprep.errors import UserError
+from qadprep.progress import progress_bar
+from qadprep.ustar import atomic_file
+
+CONFIG_NAME, TABLE_NAME, MANIFEST_NAME = "compress.json", "compress.parquet", "manifest.parquet"
+SAVE_EVERY_S = 30.0
+
+
+class CompressConfig(Settings):
+    """What decides the bytes of the made videos, besides the encoder's version."""
+
+    dataset: str
+    crf: tuple[int, ...] = (23, 40)
+    pix_fmt: Literal["yuv444p", "yuv420p"] = "yuv444p"
+    methods: tuple[str, ...] = Field(default=())
+    """Only clips of these methods; empty takes all."""
+
+    @field_validator("crf")
+    @classmethod
+    def _crf(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) != len(value) or not all(1 <= crf <= 51 for crf in value):
+            raise ValueError("expected different x264 CRF values from 1 to 51, such as 23,40")
+        return tuple(sorted(value))
+
+
+@dataclass
+class CompressSummary:
+    """What a run of `compress` made and kept.
+
+    Attributes:
+        made, kept: videos encoded by this run, and those that were there already and are right.
+        manifest: the manifest of all qualities, relative to the output folder.
+        seconds: wall-clock time.
+    """
+
+    files: list[MadeFile] = field(default_factory=list)
+    made: int = 0
+    manifest: str = ""
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> list[MadeFile]:
+        """The videos that could not be made."""
+        return [file for file in self.files if file.status != "ok"]
+
+    @property
+    def kept(self) -> int:
+        """Videos that were there already and are right."""
+        return len(self.files) - len(self.failures) - self.made
+
+    def as_dict(self) -> dict[str, Any]:
+        """Machine-readable form (`--json`)."""
+        whole = [file for file in self.files if file.status == "ok"]
+        return {
+            "made": self.made,
+            "kept": self.kept,
+            "bytes": sum(file.bytes for file in whole),
+            "frames": sum(file.frames for file in whole),
+            "failures": [
+                {"clip": f.clip, "quality": f.quality, "status": f.status, "message": f.message} for f in self.failures
+            ],
+            "manifest": self.manifest,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def compress_dataset(
+    root: Path, out: Path, config: CompressConfig, *, workers: int = 0, overwrite: bool = False
+) -> CompressSummary:
+    """Encode every clip's raw file at each CRF; goes on where it stopped.
+
+    `out` becomes a root of the same dataset with all qualities: the originals stay where they are and are linked
+    into it. A video appears under its name only when its frame count, size, CRF and pixel format, read back from the
+    file, are right.
+
+    Args:
+        root: the dataset's root.
+        out: may be `root` itself. A file there that this command did not make is never replaced.
+        workers: processes; 0 takes one per core. Does not change the output.
+        overwrite: make everything again, also what an earlier run made with other settings.
+
+    Raises:
+        UserError: wrong use; nothing has been written then.
+    """
+    start = time.monotonic()
+    entry = find_dataset(config.dataset)
+    catalog = read_dataset(config.dataset, root)
+    root = catalog.root
+    clips = [clip for clip in catalog.clips if not config.methods or clip.method in config.methods]
+    if not clips:
+        known = ", ".join(sorted({clip.method for clip in catalog.clips}))
+        raise UserError(f"--methods {','.join(config.methods)}: no such clip below {root}; it has {known}")
+    if out.resolve() != root.resolve() and out.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"--out {out}: lies inside the dataset; choose a folder outside of it, or {root} itself")
+    wanted = [_wanted(clip, entry, config) for clip in clips]
+    summary = CompressSummary()
+    with sole_user(out):
+        guard_output(out, CONFIG_NAME, config.model_dump(mode="json"), overwrite)
+        write_json(out / CONFIG_NAME, config.model_dump(mode="json"))
+        known = {file.path: file for file in read_table(out)}
+        for folder in {(out / file.path).parent for files in wanted for file in files if file.path}:
+            remove_halves(folder)
+        tasks = []
+        for files in wanted:
+            left = []
+            for file in files:
+                old = known.get(file.path)
+                if file.status != "ok":
+                    summary.files.append(file)
+                elif old and not overwrite and up_to_date(old, file, root, out):
+                    summary.files.append(old)
+                else:
+                    left.append(file)
+            if left:
+                replace = frozenset(f.path for f in left if f.path in known and known[f.path].status == "ok")
+                tasks.append(ClipTask(root, out, tuple(left), replace))
+        _run(tasks, summary, out, known, workers)
+        if out.resolve() != root.resolve():
+            _link_originals(root, out, clips, entry)
+        summary.files.sort(key=lambda file: file.path)
+        summary.manifest = MANIFEST_NAME
+        write_manifest(_all_qualities(clips, entry, summary.files, root, out), out / MANIFEST_NAME)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def _wanted(clip: Clip, entry: Dataset, config: CompressConfig) -> list[MadeFile]:
+    raw = clip.paths.get("raw")
+    if raw is None:
+        # From another quality the pictures would be compressed twice, which is no quality of FF++'s.
+        message = f"{clip.id}: no raw file on disk to make other qualities from"
+        return [
+            MadeFile(clip.id, f"c{crf}", "", "", crf, config.pix_fmt, status="no_raw", message=message)
+            for crf in config.crf
+        ]
+    return [
+        MadeFile(clip.id, f"c{crf}", entry.compressed_path(raw, f"c{crf}"), raw, crf, config.pix_fmt)
+        for crf in config.crf
+    ]
+
+
+def _run(
+    tasks: Sequence[ClipTask], summary: CompressSummary, out: Path, known: dict[str, MadeFile], workers: int
+) -> None:
+    saved = time.monotonic()
+
+    def save() -> None:
+        # What this run has not come to yet keeps its old entry: it stays known as this command's own.
+        _write_table(out, list((known | {file.path: file for file in summary.files if file.path}).values()))
+
+    with progress_bar("compress", sum(len(task.files) for task in tasks), "videos") as advance:
+
+        def on_result(task: ClipTask, result: tuple[list[MadeFile], int]) -> None:
+            nonlocal saved
+            files, made = result
+            summary.files += files
+            summary.made += made
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                save()
+                saved = time.monotonic()
+            advance(len(files), files[0].clip)
+
+        def on_crash(task: ClipTask, message: str) -> None:
+            summary.files += [dataclasses.replace(file, status="error", message=message) for file in task.files]
+            advance(len(task.files), f"{task.files[0].clip}: {message}")
+
+        try:
+            count = min(workers or available_cores(), max(1, len(tasks)))
+            run_tasks(tasks, make_files, on_result, on_crash, workers=count)
+        finally:
+            save()
+
+
+def _linked_path(path: str, entry: Dataset, below_raw: bool) -> str:
+    """Where a file of the dataset is seen in the output folder."""
+    if entry.inner_quality:
+        return path
+    return path if below_raw else f"raw/{path}"
+
+
+def _link_originals(root: Path, out: Path, clips: Sequence[Clip], entry: Dataset) -> None:
+    """Make the dataset's own files appear in the output folder by links to folders, never by copies."""
+    paths = [path for clip in clips for path in (clip.paths.get("raw"), clip.mask) if path]
+    if entry.inner_quality:
+        links = {Path(path).parent: root / Path(path).parent for path in paths}
+    else:
+        links = {Path("raw"): root / "raw" if _below_raw(clips) else root}
+    for link, target in links.items():
+        place = out / link
+        if place.is_symlink():
+            if place.resolve() == target.resolve():
+                continue
+            place.unlink()  # the dataset was moved
+        elif place.exists():
+            raise UserError(f"{place}: is there and no link to {target}; choose another --out")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target.resolve(), target_is_directory=True)
+
+
+def _below_raw(clips: Sequence[Clip]) -> bool:
+    """Whether the dataset itself lies in a folder `raw` of its root, as an earlier `compress` leaves it."""
+    return all(clip.paths["raw"].startswith("raw/") for clip in clips if "raw" in clip.paths)
+
+
+def _all_qualities(
+    clips: Sequence[Clip], entry: Dataset, files: Sequence[MadeFile], root: Path, out: Path
+) -> list[Clip]:
+    """The clips with their raw file and the made ones, relative to the output folder."""
+    made: dict[str, dict[str, str]] = {}
+    for file in files:
+        if file.status == "ok":
+            made.setdefault(file.clip, {})[file.quality] = file.path
+    below_raw = out.resolve() == root.resolve() or _below_raw(clips)
+    result = []
+    for clip in clips:
+        raw = clip.paths.get("raw")
+        paths = ({"raw": _linked_path(raw, entry, below_raw)} if raw else {}) | made.get(clip.id, {})
+        mask = _linked_path(clip.mask, entry, below_raw) if clip.mask else None
+        result.append(dataclasses.replace(clip, paths=paths, mask=mask))
+    return result
+
+
+def read_table(out: Path) -> list[MadeFile]:
+    """What compress.parquet says of the videos in a folder; empty when it is not there or damaged."""
+    try:
+        return [MadeFile(**row) for row in pq.read_table(out / TABLE_NAME).to_pylist()]
+    except (OSError, pa.ArrowException, TypeError):
+        return []
+
+
+def _write_table(out: Path, files: Sequence[MadeFile]) -> None:
+    rows = [dataclasses.asdict(file) for file in sorted(files, key=lambda file: file.path)]
+    with atomic_file(out / TABLE_NAME) as file:
+        types = {"source_bytes": pa.int64(), "bytes": pa.int64(), "frames": pa.int32(), "width": pa.int32(),
+                 "height": pa.int32(), "crf": pa.int16()}  # fmt: skip
+        schema = pa.schema([(f.name, types.get(f.name, pa.string())) for f in dataclasses.fields(MadeFile)])
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
