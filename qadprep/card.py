@@ -9,6 +9,13 @@ from qadprep.ustar import atomic_file
 _TERMS = {
     "ffpp": "FaceForensics++ (Rössler et al., ICCV 2019). Its terms of use forbid passing on the videos or parts of "
     "them: keep this shard set inside your group.",
+    "dfd": "DeepFakeDetection (Google and Jigsaw, 2019), given out with FaceForensics++ under its terms: not to be "
+    "passed on, nor parts of it.",
+    "celebdf": "Celeb-DF-v2 (Li et al., CVPR 2020), given out on signed terms: keep this shard set inside your group.",
+    "ffiw": "FFIW-10K (Zhou et al., CVPR 2021), for research; see the terms of its authors.",
+    "dfdc": "Deepfake Detection Challenge (Dolhansky et al., 2020), under the rules of its Kaggle page.",
+    "dfdcp": "DFDC preview (Dolhansky et al., 2019), under the terms of its download.",
+    "wilddeepfake": "WildDeepfake (Zi et al., ACM MM 2020), given out on request, for research.",
 }
 
 
@@ -25,7 +32,12 @@ def write_card(path: Path, info: dict[str, Any], tuples: list[dict[str, Any]]) -
     groups: dict[str, set[str]] = {}
     for row in tuples:
         groups.setdefault(row["split"], set()).add(row["group"])
-    own = sum(row["geometry"] == "own" for row in tuples)
+    kinds = Counter(row["geometry"] for row in tuples)
+    cut = {
+        "reference": "by one geometry for the whole group",
+        "own": "by the clip's own",
+        "given": "as their authors cropped them",
+    }
     lines = [
         "---",
         "task_categories:",
@@ -60,7 +72,8 @@ def write_card(path: Path, info: dict[str, Any], tuples: list[dict[str, Any]]) -
         f"- frames wanted per clip: {extract['frames']}",
         f"- seed: {extract['seed']} (frames), {info['config']['seed']} (order)",
         f"- detector: {', '.join(f'{k} {v}' for k, v in extract['detector'].items())}",
-        f"- one geometry for the whole group in {len(tuples) - own} tuples, the clip's own in {own}",
+        f"- cut: {', '.join(f'{kinds[kind]} tuples {words}' for kind, words in cut.items() if kinds[kind])}",
+        f"- recordings in more than one split: {info['groups_in_several_splits']}",
         f"- attempted and left out: {', '.join(f'{n} {s}' for s, n in info['left_out'].items()) or 'none'}",
         f"- config {info['config_hash']}",
         "",

@@ -18,6 +18,9 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable summary on stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output made with other settings.")]
+DatasetName = Annotated[
+    str, typer.Option(help="Layout: ffpp, dfd, celebdf, ffiw, dfdc, dfdcp, wilddeepfake or generic (a CSV or parquet).")
+]
 Workers = Annotated[int, typer.Option(help="Processes; 0 takes one per core. Does not change the output.")]
 
 
@@ -30,30 +33,123 @@ def options(
 
 @app.command()
 def scan(
-    root: Annotated[Path, typer.Argument(help="Root folder of the dataset.")],
-    dataset: Annotated[str, typer.Option(help="Layout of the dataset: ffpp.")] = "ffpp",
+    root: Annotated[Path, typer.Argument(help="Root folder of the dataset; for generic the list itself.")],
+    dataset: DatasetName = "ffpp",
     out: Annotated[Path | None, typer.Option(help="Manifest to write (parquet).")] = None,
+    drop_leaks: Annotated[
+        bool, typer.Option("--drop-leaks", help="Leave training clips out that share a recording with val or test.")
+    ] = False,
+    check_quality: Annotated[
+        bool, typer.Option("--check-quality", help="Compare the CRF in every stream with its folder's name.")
+    ] = False,
+    protocol: Annotated[str | None, typer.Option(help="Keep only the clips of a protocol; `plan` lists them.")] = None,
+    workers: Workers = 0,
     json: Json = False,
 ) -> None:
-    """List what a dataset on disk holds, per method, quality and split, and what is missing."""
+    """List what a dataset on disk holds, per method, quality and split, what is missing, and what crosses splits.
+
+    Exit code 1 when --check-quality finds a file whose stream contradicts its folder.
+    """
     from qadprep import tables
+    from qadprep.protocols import load_protocol
     from qadprep.scan import scan as run
 
-    report = run(root, dataset, out)
+    report = run(
+        root,
+        dataset,
+        out,
+        drop_leaks=drop_leaks,
+        check_quality=check_quality,
+        protocol=load_protocol(protocol) if protocol else None,
+        workers=tables.count(workers, "--workers"),
+    )
     tables.finish(report.as_dict() | {"manifest": str(out) if out else None}, json, lambda: tables.scan(report, out))
+    raise typer.Exit(1 if report.quality and (report.quality.mismatched or report.quality.unreadable) else 0)
+
+
+@app.command()
+def plan(
+    root: Annotated[Path | None, typer.Argument(help="Root folder of the dataset: adds what it can give.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Name of a protocol, or a TOML file of your own.")] = None,
+    measure: Annotated[int, typer.Option(help="Groups to extract as a trial for the forecast; 0 measures none.")] = 2,
+    workers: Workers = 0,
+    seed: Annotated[int, typer.Option(help="Decides which videos a protocol takes.")] = 0,
+    json: Json = False,
+) -> None:
+    """Print a protocol's arithmetic, what the dataset on disk can give of it, and a forecast of disk and time."""
+    from qadprep import tables
+    from qadprep.plan import plan as run
+    from qadprep.protocols import load_protocol, protocol_names
+
+    if protocol is None:
+        tables.finish({"protocols": protocol_names()}, json, lambda: tables.protocols())
+        return
+    result = run(
+        load_protocol(protocol),
+        root,
+        measure_groups=tables.count(measure, "--measure"),
+        workers=tables.count(workers, "--workers"),
+        seed=seed,
+    )
+    tables.finish(result.as_dict(), json, lambda: tables.plan(result))
+
+
+@app.command()
+def compress(
+    root: Annotated[Path, typer.Argument(help="Root folder of the dataset.")],
+    out: Annotated[Path, typer.Option(help="Root of the multi-quality copy; its originals are links.")],
+    dataset: DatasetName = "ffpp",
+    crf: Annotated[str, typer.Option(help="x264 CRF values, comma-separated.")] = "23,40",
+    pix_fmt: Annotated[str, typer.Option(help="yuv444p as in FF++'s files, or yuv420p.")] = "yuv444p",
+    methods: Annotated[str, typer.Option(help="Only clips of these methods, comma-separated; all by default.")] = "",
+    workers: Workers = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Make c23 and c40 for a dataset that has one quality, the way FF++ made its own; goes on where it stopped.
+
+    Exit code 1 when a video could not be made (the table says which and why), 2 for wrong use.
+    """
+    from qadprep import tables
+    from qadprep.compress import CompressConfig, compress_dataset
+
+    config = CompressConfig.checked(dataset=dataset, crf=_words(crf), pix_fmt=pix_fmt, methods=_words(methods))
+    summary = compress_dataset(root, out, config, workers=tables.count(workers, "--workers"), overwrite=overwrite)
+    tables.finish(summary.as_dict(), json, lambda: tables.compress(summary, out))
+    raise typer.Exit(1 if summary.failures else 0)
 
 
 @app.command()
 def extract(
-    root: Annotated[Path, typer.Argument(help="Root folder of the dataset.")],
+    root: Annotated[Path, typer.Argument(help="Root folder of the dataset; for generic the list itself.")],
     out: Annotated[Path, typer.Option(help="Folder for the face packs.")],
-    dataset: Annotated[str, typer.Option(help="Layout of the dataset: ffpp.")] = "ffpp",
+    dataset: Annotated[str | None, typer.Option(help="Layout of the dataset, as for `scan`; ffpp by default.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Take clips and settings from a protocol; options given here win.")
+    ] = None,
     manifest: Annotated[Path | None, typer.Option(help="Read the clips from a manifest of `scan` instead.")] = None,
-    qualities: Annotated[str, typer.Option(help="Qualities of a tuple, comma-separated.")] = "raw,c23,c40",
-    frames: Annotated[int, typer.Option(help="Tuples wanted per clip.")] = 64,
-    size: Annotated[int, typer.Option(help="Side of the crops in pixels.")] = 128,
-    margin: Annotated[float, typer.Option(help="Side of the crop's field of view over the side of the face.")] = 1.3,
-    align: Annotated[str, typer.Option(help="similarity (five landmarks) or box (upright square).")] = "similarity",
+    qualities: Annotated[str | None, typer.Option(help="Qualities of a tuple; raw,c23,c40 by default.")] = None,
+    make_qualities: Annotated[
+        bool, typer.Option("--make-qualities", help="Encode missing qualities from raw, group by group; keeps none.")
+    ] = False,
+    pix_fmt: Annotated[str, typer.Option(help="Pixel format of made qualities: yuv444p or yuv420p.")] = "yuv444p",
+    accept_mislabelled: Annotated[
+        bool, typer.Option("--accept-mislabelled", help="Use files whose stream has another CRF than their folder.")
+    ] = False,
+    frames: Annotated[int | None, typer.Option(help="Tuples wanted per clip; 64 by default.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the crops in pixels; 128 by default.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Side of the crop's field of view over the side of the face; 1.3 by default.")
+    ] = None,
+    align: Annotated[
+        str | None, typer.Option(help="similarity (five landmarks, the default) or box (upright square).")
+    ] = None,
+    realign: Annotated[
+        bool, typer.Option("--realign", help="Detect and align in pre-cropped pictures instead of only resizing them.")
+    ] = False,
+    drop_leaks: Annotated[
+        bool, typer.Option("--drop-leaks", help="Leave training clips out that share a recording with val or test.")
+    ] = False,
     detector: Annotated[str, typer.Option(help="auto, retinaface or mtcnn.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="File with RetinaFace weights.")] = None,
     device: Annotated[str, typer.Option(help="Where the detector runs: cpu, cuda, cuda:1, ...")] = "cpu",
@@ -72,15 +168,26 @@ def extract(
     from qadprep import tables
     from qadprep.config import ExtractConfig
     from qadprep.extract_dataset import extract as run
+    from qadprep.protocols import load_protocol
 
+    chosen = load_protocol(protocol) if protocol else None
+    given = {
+        "dataset": dataset,
+        "qualities": _words(qualities) if qualities is not None else None,
+        "frames": frames,
+        "size_px": size,
+        "margin": margin,
+        "align": align,
+    }
+    settings = {"dataset": "ffpp"} | (chosen.extract_settings() if chosen else {})
+    settings |= {name: value for name, value in given.items() if value is not None}
     config = ExtractConfig.checked(
-        dataset=dataset,
-        qualities=tuple(word.strip() for word in qualities.split(",") if word.strip()),
-        frames=frames,
-        size_px=size,
-        margin=margin,
-        align=align,
+        **settings,
         seed=seed,
+        realign=realign,
+        make_qualities=make_qualities,
+        pix_fmt=pix_fmt,
+        accept_mislabelled=accept_mislabelled,
     )
     summary = run(
         root,
@@ -93,6 +200,8 @@ def extract(
         overwrite=overwrite,
         retry_failed=retry_failed,
         manifest=manifest,
+        protocol=chosen,
+        drop_leaks=drop_leaks,
         say=tables.say,
     )
     tables.finish(summary.as_dict(), json, lambda: tables.extract(summary, out))
@@ -171,6 +280,10 @@ def demo(
     result = run_demo(out, clips=clips, seed=seed, workers=tables.count(workers, "--workers"), say=tables.say)
     tables.finish(result, json, lambda: tables.demo(result))
     raise typer.Exit(0 if result["ok"] else 1)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -29,9 +29,10 @@ SPLIT_ORDER = ("train", "val", "test")
 _KEY = re.compile(r"[A-Za-z0-9_/-]+")
 _SHARD_NAME = re.compile(r"(train|val|test|none)-\d{6}\.(tar|parquet)")
 # Columns of the index besides key, offset, length and the per-quality ones; docs/format.md lists them all.
-_COPIED = ("label", "split", "dataset", "method", "group", "target", "source", "frame", "face", "geometry")
+_COPIED = ("label", "split", "dataset", "method", "group", "target", "source", "frame", "face", "geometry",
+           "mask_share")  # fmt: skip
 _IN_JSON = ("label", "split", "dataset", "method", "group", "target", "source", "frame", "face", "geometry", "detector",
-            "score", "box_xyxy", "landmarks_xy", "affine")  # fmt: skip
+            "score", "box_xyxy", "landmarks_xy", "affine", "mask_share")  # fmt: skip
 
 
 @dataclass
@@ -116,6 +117,7 @@ def _write_set(
             "size_px": extract_config.size_px,
             "tuples": per_split,
             "left_out": left_out,
+            "groups_in_several_splits": _crossing(tuples),
             "config_hash": described["config_hash"],
             "config": described,
             "shardlist": shardlist,
@@ -179,6 +181,14 @@ def _collect(
 def _splits(tuples: list[dict[str, Any]]) -> list[str]:
     found = {row["split"] for row in tuples}
     return [s for s in SPLIT_ORDER if s in found] + sorted(found - set(SPLIT_ORDER))
+
+
+def _crossing(tuples: list[dict[str, Any]]) -> int:
+    """Groups (recordings) with tuples in more than one split: official splits of some datasets do that."""
+    splits: dict[tuple[str, str], set[str]] = {}
+    for row in tuples:
+        splits.setdefault((row["dataset"], row["group"]), set()).add(row["split"])
+    return sum(len(found) > 1 for found in splits.values())
 
 
 def _parts(tuples: list[dict[str, Any]], config: ShardConfig) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
@@ -260,7 +270,7 @@ def _write_shard(
 def index_schema(qualities: tuple[str, ...]) -> pa.Schema:
     """Columns of a shard's parquet index (docs/format.md)."""
     text = {"split", "dataset", "method", "group", "target", "source", "geometry"}
-    types = {"label": pa.int8(), "frame": pa.int32(), "face": pa.int16()}
+    types = {"label": pa.int8(), "frame": pa.int32(), "face": pa.int16(), "mask_share": pa.float32()}
     fields = [
         ("key", pa.string()),
         ("video", pa.string()),

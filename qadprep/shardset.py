@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from qadprep.errors import UserError
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 0
+FORMAT_MAJOR, FORMAT_MINOR = 1, 1
 INDEX_NAME = "shards.json"
 MAX_TUPLE_BYTES = 64 << 20  # bounds what one index row can make a reader allocate
 MAX_SIDE_PX = 4096

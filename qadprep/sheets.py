@@ -40,7 +40,9 @@ def tuple_sheet(tuples: Sequence[Tuple], qualities: Sequence[str]) -> Image.Imag
     for item in tuples:
         pictures = [item.images[quality] for quality in qualities]
         pictures.append(difference(item.images[qualities[0]], item.images[qualities[-1]]))
-        rows.append((f"{item.method} {item.video} frame {item.frame} ({'fake' if item.label else 'real'})", pictures))
+        face = f" face {item.face}" if any(other.face for other in tuples) else ""
+        label = "fake" if item.label else "real"
+        rows.append((f"{item.method} {item.video} frame {item.frame}{face} ({label})", pictures))
     return grid(columns, rows)
 
 
@@ -51,15 +53,19 @@ def instant_sheet(by_method: Mapping[str, Tuple], qualities: Sequence[str]) -> I
 
 
 def find_instant(shards: ShardSet) -> dict[str, Tuple]:
-    """Method -> tuple of the recording and frame that most methods share; the original first. Empty for no tuples."""
+    """Method -> tuple of the recording, frame and face that most methods share, a fake among them where there is one;
+    the original first. Empty for no tuples."""
     table = shards.table
     if not len(table):
         return {}
-    columns = (table[name].to_pylist() for name in ("group", "frame", "face", "method", "key"))
+    columns = (table[name].to_pylist() for name in ("group", "frame", "face", "method", "label"))
     places: dict[tuple[str, int, int], dict[str, int]] = {}
-    for position, (group, frame, face, method, _) in enumerate(zip(*columns, strict=True)):
+    with_fake = set()
+    for position, (group, frame, face, method, label) in enumerate(zip(*columns, strict=True)):
         places.setdefault((group, frame, face), {})[method] = position
-    best = max(sorted(places), key=lambda place: (len(places[place]), "original" in places[place]))
+        if label:
+            with_fake.add((group, frame, face))
+    best = max(sorted(places), key=lambda place: (len(places[place]), "original" in places[place], place in with_fake))
     methods = sorted(places[best], key=lambda name: (name != "original", name))
     return {method: shards[places[best][method]] for method in methods}
 

@@ -9,8 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from qadprep.catalog.leaks import Leak
+from qadprep.compress import CompressSummary
 from qadprep.errors import UserError
 from qadprep.extract_dataset import ExtractSummary
+from qadprep.plan import Plan
+from qadprep.protocols import load_protocol, protocol_names
+from qadprep.quality import QualityReport
 from qadprep.scan import ScanReport
 from qadprep.shard import ShardSummary
 from qadprep.verify import VerifyReport
@@ -76,7 +81,7 @@ def scan(report: ScanReport, out: Path | None) -> None:
                 absent = report.absent.get((method, split), 0) if expected is not None else "-"
                 rows.append((method, split, *found, expected if expected is not None else "-", absent))
     _print(
-        f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups())} groups",
+        f"{catalog.dataset}: {len(catalog.clips)} clips in {report.groups} groups",
         ["method", "split", *report.qualities, "official", "missing"],
         rows,
     )
@@ -87,11 +92,69 @@ def scan(report: ScanReport, out: Path | None) -> None:
             [(clip, ", ".join(missing)) for clip, missing in report.incomplete],
         )
     if report.no_original:
-        _print("manipulated clips without their original", ["clip"], [(clip,) for clip in report.no_original])
+        title = f"{len(report.no_original)} manipulated clips without their original: cut with their own geometry"
+        _print(title, ["clip"], [(clip,) for clip in report.no_original])
     if catalog.ignored:
         _print("files that were not taken", ["file", "reason"], catalog.ignored)
+    if report.gaps:
+        _print("listed, but not on disk", ["entry", "reason"], report.gaps)
+    if report.remarks:
+        _print("remarks", ["what", "remark"], report.remarks)
+    _leaks(report)
+    if report.quality:
+        _quality(report.quality)
     if out:
         say(f"manifest: {out}")
+
+
+def _leaks(report: ScanReport) -> None:
+    """What crosses splits: a row for each kind, then what it is."""
+    if not report.leaks:
+        say("no recording, donor or identity crosses the splits, as far as names tell")
+        return
+    kinds: dict[tuple[str, str, bool], list[Leak]] = {}
+    for leak in report.leaks:
+        kinds.setdefault((leak.kind, " and ".join(leak.splits), leak.droppable), []).append(leak)
+    _print(
+        "what crosses the splits",
+        ["kind", "splits", "count", "clips", "--drop-leaks"],
+        [
+            (kind, splits, len(leaks), len({clip for leak in leaks for clip in leak.clips}),
+             "drops the training clips" if droppable else "cannot help")
+            for (kind, splits, droppable), leaks in kinds.items()
+        ],
+    )  # fmt: skip
+    _print(
+        "one by one",
+        ["kind", "what", "splits", "clips"],
+        [(leak.kind, leak.what, " and ".join(leak.splits), len(leak.clips)) for leak in report.leaks],
+    )
+    if report.dropped:
+        say(f"--drop-leaks: {len(report.dropped)} training clips left out")
+
+
+def _quality(quality: QualityReport) -> None:
+    """Streams against folders."""
+    rows = [(path, word, f"made with CRF {crf:g}") for path, word, crf in quality.mismatched]
+    rows += [(path, "", reason) for path, reason in quality.unreadable]
+    if rows:
+        _print("files that contradict their folder's quality", ["file", "folder", "stream"], rows)
+    say(
+        f"quality: {quality.agree} files agree with their folder, {len(quality.mismatched)} do not, "
+        f"{quality.unknown} do not tell, {len(quality.unreadable)} cannot be read"
+    )
+
+
+def protocols() -> None:
+    """The shipped protocols."""
+    rows = [(name, load_protocol(name).title) for name in protocol_names()]
+    _print("protocols (`qadprep plan --protocol NAME`)", ["name", "what"], rows)
+
+
+def plan(result: Plan) -> None:
+    """The plan's own lines."""
+    for line in result.lines():
+        print(line)
 
 
 def extract(summary: ExtractSummary, out: Path) -> None:
@@ -124,6 +187,21 @@ def extract(summary: ExtractSummary, out: Path) -> None:
     )
 
 
+def compress(summary: CompressSummary, out: Path) -> None:
+    """Failures and totals."""
+    if summary.failures:
+        _print(
+            "could not be made",
+            ["clip", "quality", "status", "why"],
+            [(file.clip, file.quality, file.status, file.message) for file in summary.failures],
+        )
+    result = summary.as_dict()
+    say(
+        f"{result['made']} videos made, {result['kept']} kept, {result['bytes'] / 1e6:.1f} MB, "
+        f"{result['seconds']:.1f} s; manifest of all qualities: {out / summary.manifest}"
+    )
+
+
 def shard(summary: ShardSummary, out: Path) -> None:
     """Tuples per split and what was left out."""
     _print("tuples in the shards", ["split", "tuples"], list(summary.tuples.items()))
@@ -136,6 +214,8 @@ def verify(report: VerifyReport, path: Path) -> None:
     """The faults, or that there is none."""
     if report.faults:
         _print(f"{path}: faults", ["shard", "key", "fault"], report.faults)
+    if report.crossing:
+        say(f"{len(report.crossing)} recordings are in more than one split, such as {report.crossing[0]}")
     state = f"{len(report.faults)} faults" if report.faults else "every hash, count and pixel agrees"
     say(f"{report.shards} shards, {report.tuples} tuples, {report.bytes / 1e6:.1f} MB: {state}")
 

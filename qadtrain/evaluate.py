@@ -107,20 +107,22 @@ def summarise(prob_fake: np.ndarray, index: pa.Table, qualities: tuple[str, ...]
 
     Each manipulation is scored against the originals of its own dataset in the same split; ``all`` pools every
     sample of a quality; ``average`` is the plain mean over the methods (in a row) and over the qualities (of a
-    column). Video level takes the mean probability over the frames of a video.
+    column). Video level takes the mean probability over the frames of a video, or of one face where a video has
+    several with labels of their own.
 
     Args:
         prob_fake: float (tuples, qualities), rows in index order.
-        index: columns label, dataset, method and video.
+        index: columns label, dataset, method, video and face.
         qualities: names of the columns of ``prob_fake``.
     """
     labels = index["label"].to_numpy().astype(np.int64)
     dataset, method, video = (
         np.asarray(index[name].to_pylist(), dtype=object) for name in ("dataset", "method", "video")
     )
+    face = [str(number) for number in index["face"].to_pylist()]
     columns = method_columns(dataset, method)
     _, first, group = np.unique(
-        np.array(["\0".join(parts) for parts in zip(dataset, method, video, strict=True)]),
+        np.array(["\0".join(parts) for parts in zip(dataset, method, video, face, strict=True)]),
         return_index=True,
         return_inverse=True,
     )

@@ -12,9 +12,11 @@ from sklearn.metrics import roc_auc_score
 from qadtrain.evaluate import AVERAGE, POOLED, fake_probability, report_tables, summarise, write_scores
 
 
-def index(rows: list[tuple[str, str, str, int]]) -> pa.Table:
+def index(rows: list[tuple[str, str, str, int]], faces: list[int] | None = None) -> pa.Table:
     dataset, method, video, label = zip(*rows, strict=True)
-    return pa.table({"dataset": dataset, "method": method, "video": video, "label": pa.array(label, pa.int8())})
+    face = pa.array(faces or [0] * len(rows), pa.int16())
+    columns = {"dataset": dataset, "method": method, "video": video, "face": face}
+    return pa.table(columns | {"label": pa.array(label, pa.int8())})
 
 
 def ffpp_index() -> pa.Table:
@@ -56,6 +58,19 @@ def test_video_level_is_the_mean_probability_of_a_video():
     assert (cell.real, cell.fake, cell.auc) == (2, 1, 1.0)
     assert cell.accuracy == pytest.approx(2 / 3)
     assert summarise(prob, table, ("raw",)).cells["frame"]["raw"]["Fake"].auc < 1
+
+
+def test_faces_of_one_video_are_scored_by_their_own_labels():
+    table = index(
+        [("ffiw", "original", "a", 0)] * 2 + [("ffiw", "FFIW", "a", 1)] * 2 + [("ffiw", "FFIW", "a", 0)] * 2,
+        [0, 0, 0, 0, 1, 1],
+    )
+    prob = np.array([0.1, 0.3, 0.9, 0.5, 0.6, 0.6])[:, None]
+    report = summarise(prob, table, ("raw",))
+    cell = report.cells["video"]["raw"]["FFIW"]
+    # means: real face of the original 0.2, fake face 0.7, real face beside it 0.6
+    assert (cell.real, cell.fake, cell.auc, cell.accuracy) == (2, 1, 1.0, pytest.approx(2 / 3))
+    assert report.cells["frame"]["raw"]["FFIW"].auc == pytest.approx(6 / 8)
 
 
 def test_several_datasets_keep_their_originals_apart():
