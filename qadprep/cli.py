@@ -21,6 +21,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 DatasetName = Annotated[
     str, typer.Option(help="Layout: ffpp, dfd, celebdf, ffiw, dfdc, dfdcp, wilddeepfake or generic (a CSV or parquet).")
 ]
+DetectorName = Annotated[str, typer.Option("--detector", help="auto, retinaface or mtcnn.")]
+DetectorWeights = Annotated[Path | None, typer.Option("--weights", help="File with RetinaFace weights.")]
+DetectorDevice = Annotated[str, typer.Option("--device", help="Where the detector runs: cpu, cuda, cuda:1, ...")]
 Workers = Annotated[int, typer.Option(help="Processes; 0 takes one per core. Does not change the output.")]
 
 
@@ -72,24 +75,33 @@ def plan(
     root: Annotated[Path | None, typer.Argument(help="Root folder of the dataset: adds what it can give.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Name of a protocol, or a TOML file of your own.")] = None,
     measure: Annotated[int, typer.Option(help="Groups to extract as a trial for the forecast; 0 measures none.")] = 2,
+    detector: DetectorName = "auto",
+    weights: DetectorWeights = None,
+    device: DetectorDevice = "cpu",
     workers: Workers = 0,
     seed: Annotated[int, typer.Option(help="Decides which videos a protocol takes.")] = 0,
     json: Json = False,
 ) -> None:
     """Print a protocol's arithmetic, what the dataset on disk can give of it, and a forecast of disk and time."""
     from qadprep import tables
+    from qadprep.errors import UserError
     from qadprep.plan import plan as run
     from qadprep.protocols import load_protocol, protocol_names
 
     if protocol is None:
+        if root is not None:
+            raise UserError(f"plan {root}: --protocol NAME is needed; `qadprep plan` alone lists the names")
         tables.finish({"protocols": protocol_names()}, json, lambda: tables.protocols())
         return
     result = run(
         load_protocol(protocol),
         root,
         measure_groups=tables.count(measure, "--measure"),
-        workers=tables.count(workers, "--workers"),
         seed=seed,
+        workers=tables.count(workers, "--workers"),
+        detector=detector,
+        weights=weights,
+        device=device,
     )
     tables.finish(result.as_dict(), json, lambda: tables.plan(result))
 
@@ -150,9 +162,9 @@ def extract(
     drop_leaks: Annotated[
         bool, typer.Option("--drop-leaks", help="Leave training clips out that share a recording with val or test.")
     ] = False,
-    detector: Annotated[str, typer.Option(help="auto, retinaface or mtcnn.")] = "auto",
-    weights: Annotated[Path | None, typer.Option(help="File with RetinaFace weights.")] = None,
-    device: Annotated[str, typer.Option(help="Where the detector runs: cpu, cuda, cuda:1, ...")] = "cpu",
+    detector: DetectorName = "auto",
+    weights: DetectorWeights = None,
+    device: DetectorDevice = "cpu",
     workers: Workers = 0,
     seed: Annotated[int, typer.Option(help="Decides which frames are taken.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do everything again, over earlier output.")] = False,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from qadprep.group_files import encode_quality, size_of
+from qadprep.group_files import encode_quality, size_of, wrong_with
 from qadprep.ustar import sync_folder
 from qadprep.video.ffmpeg import FfmpegError, ffmpeg_version
 from qadprep.video.probe import ProbeError, VideoInfo, probe
@@ -102,11 +102,9 @@ def check(path: Path, file: MadeFile, source: VideoInfo) -> str | None:
         info = probe(path)
     except ProbeError as error:
         return str(error)
-    expected = {"frames": source.frames, "width": source.width, "height": source.height, "crf": float(file.crf),
-                "pix_fmt": file.pix_fmt}  # fmt: skip
-    for name, value in expected.items():
-        if getattr(info, name) != value:
-            return f"{name} is {getattr(info, name)}, expected {value}"
+    fault = wrong_with(info, source, file.crf, file.pix_fmt)
+    if fault:
+        return fault
     file.bytes, file.frames, file.width, file.height = info.bytes, info.frames, info.width, info.height
     file.encoder, file.ffmpeg = info.encoder or "", ffmpeg_version()
     return None

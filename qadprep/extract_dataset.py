@@ -246,6 +246,9 @@ def _finished(group: Group, root: Path, out: Path, config: ExtractConfig) -> Gro
     for record in meta["files"]:
         if (size_of(root, record["path"]) if record["path"] else -1) != record["bytes"]:
             return None  # fetched again
+        made = record["made"]
+        if made and size_of(root, made["from"]) != made["from_bytes"]:
+            return None  # made from another file
     try:
         pack = read_pack(table)
     except UserError:

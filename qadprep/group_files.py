@@ -174,11 +174,16 @@ class GroupFiles:
         with self.timer.stage("probe"):
             self._read(file, self._made, name)
         if file.info:
-            file.record.made = {"from": clip.paths["raw"], "crf": crf_of(quality), "pix_fmt": self.config.pix_fmt,
-                                "encoder": file.info.encoder or ""}  # fmt: skip
-            if file.info.frames != source.info.frames:
-                # A damaged source ends early: what was made shows it, and the common length takes care of it.
-                file.record.message = f"{clip.id}: {quality} has {file.info.frames} of {source.info.frames} frames"
+            file.record.made = {
+                "from": clip.paths["raw"],
+                "from_bytes": size_of(self.root, clip.paths["raw"]),
+                "crf": crf_of(quality),
+                "pix_fmt": self.config.pix_fmt,
+                "encoder": file.info.encoder or "",
+            }
+            fault = wrong_with(file.info, source.info, crf_of(quality), self.config.pix_fmt)
+            if fault:
+                file.refuse("not_verified", f"{clip.id}: the encoded {quality} is wrong: {fault}")
         return file
 
 
@@ -207,6 +212,21 @@ def _pictures(source: Source) -> Iterator[np.ndarray]:
     if reader.missing:
         # Leaving a picture out would shift every later frame against the pictures.
         raise FfmpegError(f"picture {source.number(reader.missing[0])} cannot be decoded ({reader.error})")
+
+
+def wrong_with(made: VideoInfo, source: VideoInfo, crf: int, pix_fmt: str) -> str | None:
+    """What a made video, read back, has otherwise than it should; None when it is right."""
+    expected = {
+        "frames": source.frames,
+        "width": source.width,
+        "height": source.height,
+        "crf": float(crf),
+        "pix_fmt": pix_fmt,
+    }
+    for name, value in expected.items():
+        if getattr(made, name) != value:
+            return f"{name} is {getattr(made, name)}, expected {value}"
+    return None
 
 
 def size_of(root: Path, path: str) -> int:

@@ -91,3 +91,39 @@ def test_an_output_folder_keeps_one_config(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was written with a = 1, now 2"):
         guard_output(tmp_path, "c.json", {"a": 2}, overwrite=False)
     guard_output(tmp_path, "c.json", {"a": 2}, overwrite=True)
+
+
+def test_plan_lists_the_protocols_and_refuses_the_rest() -> None:
+    listed = run("plan")
+    assert listed.returncode == 0 and "qad-ffpp-all" in listed.stdout and "qad-celebdf" in listed.stdout
+    unknown = run("plan", "--protocol", "qad-celeb")
+    assert unknown.returncode == 2 and "unknown protocol 'qad-celeb'; known: qad-celebdf, qad-ffiw" in unknown.stderr
+    without = run("plan", ".")
+    assert without.returncode == 2 and "--protocol NAME is needed" in without.stderr
+    arithmetic = run("plan", "--protocol", "qad-ffpp-FaceSwap").stdout
+    assert "= 92,160 tuples, x 3 qualities = 276,480 images; printed 276,480 (agrees)" in arithmetic
+    assert "= 53,760 images; printed 53,750 (difference +10)" in arithmetic
+
+
+def test_scan_prints_what_crosses_splits_and_what_does_not_fit(tmp_path: Path) -> None:
+    for name in ("Celeb-real/id1_0007.mp4", "Celeb-real/id4_0003.mp4", "Celeb-synthesis/id4_id1_0003.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "Celeb-real" / "notes.txt").touch()
+    result = run("scan", tmp_path, "--dataset", "celebdf")
+    assert result.returncode == 0, result.stderr
+    assert "not an mp4 file" in result.stdout and "in the official test list, not on disk" in result.stdout
+    # A test fake's original sits outside the list.
+    assert "what crosses the splits" in result.stdout and "id4_0003" in result.stdout
+
+
+def test_scan_check_quality_names_the_file_and_fails(ffpp_tree: Path) -> None:
+    youtube = ffpp_tree / "original_sequences" / "youtube"
+    (youtube / "c23" / "videos" / "071.mp4").write_bytes((youtube / "c40" / "videos" / "071.mp4").read_bytes())
+    result = run("scan", ffpp_tree, "--check-quality", "--json")
+    assert result.returncode == 1
+    quality = json.loads(result.stdout)["quality"]
+    assert quality["agree"] == 35 and quality["mismatched"] == [
+        {"path": "original_sequences/youtube/c23/videos/071.mp4", "quality": "c23", "found_crf": 40.0}
+    ]
+    assert "made with CRF 40" in run("scan", ffpp_tree, "--check-quality").stdout

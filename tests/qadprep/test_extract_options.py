@@ -91,3 +91,14 @@ def test_leaking_training_clips_are_left_out_on_request(ffpp_tree_master: Path, 
 def rows_of_run(root: Path, out: Path, **options: object) -> list[dict]:
     run(root, out, **options)
     return rows_of(out)
+
+
+def test_a_made_quality_follows_its_source(ffpp_tree: Path, tmp_path: Path) -> None:
+    raw = ffpp_tree / "original_sequences" / "youtube" / "raw" / "videos" / "054.mp4"
+    (ffpp_tree / "original_sequences" / "youtube" / "c40" / "videos" / "054.mp4").unlink()
+    config = CONFIG.model_copy(update={"qualities": ("c23", "c40"), "make_qualities": True})
+    assert run(ffpp_tree, tmp_path, config).as_dict()["tuples"] == 36
+    assert run(ffpp_tree, tmp_path, config).as_dict()["groups_skipped"] == 4
+    # The raw file is no quality of this run, and yet the c40 of this group came from it.
+    write_raw(decode_at(raw, probe(raw), range(25)), raw, 25)
+    assert run(ffpp_tree, tmp_path, config).as_dict()["groups_skipped"] == 3
