@@ -46,6 +46,7 @@ def scan(
         bool, typer.Option("--check-quality", help="Compare the CRF in every stream with its folder's name.")
     ] = False,
     protocol: Annotated[str | None, typer.Option(help="Keep only the clips of a protocol; `plan` lists them.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides which videos a protocol takes.")] = 0,
     workers: Workers = 0,
     json: Json = False,
 ) -> None:
@@ -64,6 +65,7 @@ def scan(
         drop_leaks=drop_leaks,
         check_quality=check_quality,
         protocol=load_protocol(protocol) if protocol else None,
+        seed=seed,
         workers=tables.count(workers, "--workers"),
     )
     tables.finish(report.as_dict() | {"manifest": str(out) if out else None}, json, lambda: tables.scan(report, out))
@@ -166,7 +168,7 @@ def extract(
     weights: DetectorWeights = None,
     device: DetectorDevice = "cpu",
     workers: Workers = 0,
-    seed: Annotated[int, typer.Option(help="Decides which frames are taken.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides which frames are taken, and which videos of a protocol.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do everything again, over earlier output.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do groups again in which something could not be used.")

@@ -13,15 +13,26 @@ from pydantic import Field, field_validator
 
 from qadprep.catalog.base import Clip, Dataset, find_dataset, read_dataset
 from qadprep.catalog.manifest import write_manifest
-from qadprep.compress_files import ClipTask, MadeFile, make_files, remove_halves, up_to_date
+from qadprep.compress_files import (
+    FOUND,
+    JOURNAL_NAME,
+    OK,
+    ClipTask,
+    MadeFile,
+    make_files,
+    read_journal,
+    remove_halves,
+    untouched,
+    up_to_date,
+)
 from qadprep.config import Settings, guard_output, write_json
 from qadprep.engine import available_cores, run_tasks, sole_user
 from qadprep.errors import UserError
 from qadprep.progress import progress_bar
+from qadprep.quality import expected_crf
 from qadprep.ustar import atomic_file
 
-CONFIG_NAME, TABLE_NAME, MANIFEST_NAME = "compress.json", "compress.parquet", "manifest.parquet"
-SAVE_EVERY_S = 30.0
+CONFIG_NAME, TABLE_NAME, MANIFEST_NAME = "compress.json", "compress.parquet", "compress-manifest.parquet"
 
 
 class CompressConfig(Settings):
@@ -57,23 +68,27 @@ class CompressSummary:
     seconds: float = 0.0
 
     @property
+    def usable(self) -> list[MadeFile]:
+        """Videos that are there and right, whoever made them."""
+        return [file for file in self.files if file.status in (OK, FOUND)]
+
+    @property
     def failures(self) -> list[MadeFile]:
         """The videos that could not be made."""
-        return [file for file in self.files if file.status != "ok"]
+        return [file for file in self.files if file.status not in (OK, FOUND)]
 
     @property
     def kept(self) -> int:
         """Videos that were there already and are right."""
-        return len(self.files) - len(self.failures) - self.made
+        return len(self.usable) - self.made
 
     def as_dict(self) -> dict[str, Any]:
         """Machine-readable form (`--json`)."""
-        whole = [file for file in self.files if file.status == "ok"]
         return {
             "made": self.made,
             "kept": self.kept,
-            "bytes": sum(file.bytes for file in whole),
-            "frames": sum(file.frames for file in whole),
+            "bytes": sum(file.bytes for file in self.usable),
+            "frames": sum(file.frames for file in self.usable),
             "failures": [
                 {"clip": f.clip, "quality": f.quality, "status": f.status, "message": f.message} for f in self.failures
             ],
@@ -89,7 +104,7 @@ def compress_dataset(
 
     `out` becomes a root of the same dataset with all qualities: the originals stay where they are and are linked
     into it. A video appears under its name only when its frame count, size, CRF and pixel format, read back from the
-    file, are right.
+    file, are right. Nothing is written into the dataset itself unless `out` is its root.
 
     Args:
         root: the dataset's root.
@@ -108,38 +123,61 @@ def compress_dataset(
     if not clips:
         known = ", ".join(sorted({clip.method for clip in catalog.clips}))
         raise UserError(f"--methods {','.join(config.methods)}: no such clip below {root}; it has {known}")
-    if out.resolve() != root.resolve() and out.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"--out {out}: lies inside the dataset; choose a folder outside of it, or {root} itself")
     wanted = [_wanted(clip, entry, config) for clip in clips]
+    links = {} if out.resolve() == root.resolve() else _links(root, clips, entry)
+    _check_places(root, out, [file.path for files in wanted for file in files if file.path], links)
     summary = CompressSummary()
     with sole_user(out):
         guard_output(out, CONFIG_NAME, config.model_dump(mode="json"), overwrite)
         write_json(out / CONFIG_NAME, config.model_dump(mode="json"))
-        known = {file.path: file for file in read_table(out)}
+        for link, target in links.items():
+            if not (out / link).exists():
+                (out / link).parent.mkdir(parents=True, exist_ok=True)
+                (out / link).symlink_to(target.resolve(), target_is_directory=True)
+        known = {file.path: file for file in [*read_table(out), *read_journal(out)] if file.status == OK}
         for folder in {(out / file.path).parent for files in wanted for file in files if file.path}:
             remove_halves(folder)
+        raw_crf = expected_crf("raw", entry.raw_is_lossless)
         tasks = []
         for files in wanted:
             left = []
             for file in files:
                 old = known.get(file.path)
-                if file.status != "ok":
+                if file.status != OK:
                     summary.files.append(file)
                 elif old and not overwrite and up_to_date(old, file, root, out):
                     summary.files.append(old)
                 else:
                     left.append(file)
             if left:
-                replace = frozenset(f.path for f in left if f.path in known and known[f.path].status == "ok")
-                tasks.append(ClipTask(root, out, tuple(left), replace))
+                # Ours only while it is as this command left it.
+                ours = frozenset(f.path for f in left if f.path in known and untouched(known[f.path], out))
+                tasks.append(ClipTask(root, out, tuple(left), ours, raw_crf))
         _run(tasks, summary, out, known, workers)
-        if out.resolve() != root.resolve():
-            _link_originals(root, out, clips, entry)
         summary.files.sort(key=lambda file: file.path)
         summary.manifest = MANIFEST_NAME
-        write_manifest(_all_qualities(clips, entry, summary.files, root, out), out / MANIFEST_NAME)
+        write_manifest(_all_qualities(clips, entry, summary.usable, root, out), out / MANIFEST_NAME)
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _check_places(root: Path, out: Path, paths: Sequence[str], links: dict[Path, Path]) -> None:
+    """Nothing may be written into the dataset, nor through a link to anywhere else.
+
+    Raises:
+        UserError: a folder of made videos, or the place of a link to the originals, is taken by something else.
+    """
+    top, data = out.resolve(), root.resolve()
+    if top != data and top.is_relative_to(data):
+        raise UserError(f"--out {out}: lies inside the dataset; choose a folder outside of it, or {root} itself")
+    for folder in sorted({(out / path).parent for path in paths}):
+        place = folder.resolve()
+        if not place.is_relative_to(top) or (top != data and place.is_relative_to(data)):
+            raise UserError(f"{folder}: leads to {place}, outside of --out {out}; nothing is written through links")
+    for link, target in links.items():
+        place = out / link
+        if (place.is_symlink() or place.exists()) and place.resolve() != target.resolve():
+            raise UserError(f"{place}: is there and does not lead to {target}; move it away or choose another --out")
 
 
 def _wanted(clip: Clip, entry: Dataset, config: CompressConfig) -> list[MadeFile]:
@@ -160,59 +198,44 @@ def _wanted(clip: Clip, entry: Dataset, config: CompressConfig) -> list[MadeFile
 def _run(
     tasks: Sequence[ClipTask], summary: CompressSummary, out: Path, known: dict[str, MadeFile], workers: int
 ) -> None:
-    saved = time.monotonic()
-
-    def save() -> None:
-        # What this run has not come to yet keeps its old entry: it stays known as this command's own.
-        _write_table(out, list((known | {file.path: file for file in summary.files if file.path}).values()))
-
     with progress_bar("compress", sum(len(task.files) for task in tasks), "videos") as advance:
 
         def on_result(task: ClipTask, result: tuple[list[MadeFile], int]) -> None:
-            nonlocal saved
             files, made = result
             summary.files += files
             summary.made += made
-            if time.monotonic() - saved > SAVE_EVERY_S:
-                save()
-                saved = time.monotonic()
             advance(len(files), files[0].clip)
 
         def on_crash(task: ClipTask, message: str) -> None:
             summary.files += [dataclasses.replace(file, status="error", message=message) for file in task.files]
             advance(len(task.files), f"{task.files[0].clip}: {message}")
 
-        try:
-            count = min(workers or available_cores(), max(1, len(tasks)))
-            run_tasks(tasks, make_files, on_result, on_crash, workers=count)
-        finally:
-            save()
+        count = min(workers or available_cores(), max(1, len(tasks)))
+        run_tasks(tasks, make_files, on_result, on_crash, workers=count)
+    # What this run did not ask for, such as other methods, keeps its entry. A run that ends before this line leaves
+    # its entries in the journal.
+    _write_table(out, list((known | {file.path: file for file in summary.files if file.path}).values()))
+    (out / JOURNAL_NAME).unlink(missing_ok=True)
 
 
 def _linked_path(path: str, entry: Dataset, below_raw: bool) -> str:
-    """Where a file of the dataset is seen in the output folder."""
+    """Where a raw file of the dataset is seen in the output folder."""
     if entry.inner_quality:
-        return path
+        return entry.compressed_path(path, "raw")
     return path if below_raw else f"raw/{path}"
 
 
-def _link_originals(root: Path, out: Path, clips: Sequence[Clip], entry: Dataset) -> None:
-    """Make the dataset's own files appear in the output folder by links to folders, never by copies."""
-    paths = [path for clip in clips for path in (clip.paths.get("raw"), clip.mask) if path]
-    if entry.inner_quality:
-        links = {Path(path).parent: root / Path(path).parent for path in paths}
-    else:
-        links = {Path("raw"): root / "raw" if _below_raw(clips) else root}
-    for link, target in links.items():
-        place = out / link
-        if place.is_symlink():
-            if place.resolve() == target.resolve():
-                continue
-            place.unlink()  # the dataset was moved
-        elif place.exists():
-            raise UserError(f"{place}: is there and no link to {target}; choose another --out")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(target.resolve(), target_is_directory=True)
+def _links(root: Path, clips: Sequence[Clip], entry: Dataset) -> dict[Path, Path]:
+    """Folder below the output -> folder of the dataset: the originals appear by links, never by copies."""
+    if not entry.inner_quality:
+        return {Path("raw"): root / "raw" if _below_raw(clips) else root}
+    links = {}
+    for clip in clips:
+        if raw := clip.paths.get("raw"):
+            links[Path(_linked_path(raw, entry, False)).parent] = root / Path(raw).parent
+        if clip.mask:
+            links[Path(clip.mask).parent] = root / Path(clip.mask).parent
+    return links
 
 
 def _below_raw(clips: Sequence[Clip]) -> bool:
@@ -226,15 +249,17 @@ def _all_qualities(
     """The clips with their raw file and the made ones, relative to the output folder."""
     made: dict[str, dict[str, str]] = {}
     for file in files:
-        if file.status == "ok":
-            made.setdefault(file.clip, {})[file.quality] = file.path
-    below_raw = out.resolve() == root.resolve() or _below_raw(clips)
+        made.setdefault(file.clip, {})[file.quality] = file.path
+    in_place = out.resolve() == root.resolve()
+    below_raw = in_place or _below_raw(clips)
     result = []
     for clip in clips:
-        raw = clip.paths.get("raw")
-        paths = ({"raw": _linked_path(raw, entry, below_raw)} if raw else {}) | made.get(clip.id, {})
-        mask = _linked_path(clip.mask, entry, below_raw) if clip.mask else None
-        result.append(dataclasses.replace(clip, paths=paths, mask=mask))
+        raw, mask = clip.paths.get("raw"), clip.mask
+        if raw and not in_place:
+            raw = _linked_path(raw, entry, below_raw)
+        if mask and not entry.inner_quality and not below_raw:
+            mask = f"raw/{mask}"
+        result.append(dataclasses.replace(clip, paths=({"raw": raw} if raw else {}) | made.get(clip.id, {}), mask=mask))
     return result
 
 

@@ -1,6 +1,9 @@
 """Make one clip's compressed videos: encode, read back, check, rename. Runs in the workers of `compress`."""
 
-from dataclasses import dataclass
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qadprep.group_files import encode_quality, size_of, wrong_with
@@ -9,6 +12,8 @@ from qadprep.video.ffmpeg import FfmpegError, ffmpeg_version
 from qadprep.video.probe import ProbeError, VideoInfo, probe
 from qadprep.video.source import open_source
 
+OK, FOUND = "ok", "found"
+JOURNAL_NAME = "compress.journal"
 _HALVES = (".*.part.mp4", ".*.mp4.tmp")
 
 
@@ -22,7 +27,7 @@ class MadeFile:
         source_bytes: that file's size when it was read; another one makes the video stale.
         crf, pix_fmt: as asked for, and as read back from the stream.
         encoder: x264's name, build and options, read back from the stream.
-        status: `ok`, or the reason why there is no such video.
+        status: `ok`; `found` for a right video that somebody else put there; else why there is no such video.
     """
 
     clip: str
@@ -47,22 +52,27 @@ class ClipTask:
     """The videos to make of one clip.
 
     Attributes:
-        replace: paths of those that an earlier run of this command made and that are out of date.
+        ours: paths of those that an earlier run of this command made and that are out of date.
+        raw_crf: the CRF that the dataset promises for raw files; None where it promises none.
     """
 
     root: Path
     out: Path
     files: tuple[MadeFile, ...]
-    replace: frozenset[str] = frozenset()
+    ours: frozenset[str] = frozenset()
+    raw_crf: float | None = None
 
 
 def make_files(task: ClipTask) -> tuple[list[MadeFile], int]:
     """Make what is missing of a clip; returns its files and how many were encoded. Bad input ends as a status."""
     source_path = task.files[0].source
-    for path in task.replace:
+    for path in task.ours:
         (task.out / path).unlink(missing_ok=True)  # out of date: must not outlive a failure below
     try:
         source = open_source(task.root, source_path)
+        if task.raw_crf is not None and source.info.crf not in (None, task.raw_crf):
+            message = f"{source_path}: its stream was made with CRF {source.info.crf:g}, it cannot be raw"
+            raise ProbeError("quality_mismatch", f"{message} ({task.raw_crf:g}); fetch it again")
     except ProbeError as error:
         for file in task.files:
             file.status = error.reason
@@ -74,8 +84,8 @@ def make_files(task: ClipTask) -> tuple[list[MadeFile], int]:
         place = task.out / file.path
         if place.exists():
             fault = check(place, file, source.info)
+            file.status = "other_file" if fault else FOUND
             if fault:
-                file.status = "other_file"
                 file.message = f"{place}: is there and not what would be made ({fault}); move it away"
             continue
         part = place.with_name(f".{place.name}.part.mp4")
@@ -85,6 +95,7 @@ def make_files(task: ClipTask) -> tuple[list[MadeFile], int]:
             if fault:
                 file.status, file.message = "not_verified", f"{source_path}: the encoded video is wrong: {fault}"
                 continue
+            _note(task.out, file)  # before the rename: a video of ours is never taken for somebody else's
             part.replace(place)
             sync_folder(place.parent)
             made += 1
@@ -94,6 +105,29 @@ def make_files(task: ClipTask) -> tuple[list[MadeFile], int]:
         finally:
             part.unlink(missing_ok=True)
     return list(task.files), made
+
+
+def _note(out: Path, file: MadeFile) -> None:
+    """Append a video's entry to the journal, in one write, on disk when this returns."""
+    handle = os.open(out / JOURNAL_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (json.dumps(asdict(file)) + "\n").encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_journal(out: Path) -> list[MadeFile]:
+    """Entries of a run that did not come to its end; a line cut off by a crash is left out."""
+    try:
+        lines = (out / JOURNAL_NAME).read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    files = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):
+            files.append(MadeFile(**json.loads(line)))
+    return files
 
 
 def check(path: Path, file: MadeFile, source: VideoInfo) -> str | None:
@@ -110,11 +144,15 @@ def check(path: Path, file: MadeFile, source: VideoInfo) -> str | None:
     return None
 
 
+def untouched(old: MadeFile, out: Path) -> bool:
+    """Whether a video is as this command left it."""
+    return old.status == OK and size_of(out, old.path) == old.bytes
+
+
 def up_to_date(old: MadeFile, wanted: MadeFile, root: Path, out: Path) -> bool:
     """Whether an earlier run's video is there, untouched, and made from the same source with the same settings."""
-    if old.status != "ok" or (old.source, old.crf, old.pix_fmt) != (wanted.source, wanted.crf, wanted.pix_fmt):
-        return False
-    return size_of(out, old.path) == old.bytes and size_of(root, old.source) == old.source_bytes
+    same = (old.source, old.crf, old.pix_fmt) == (wanted.source, wanted.crf, wanted.pix_fmt)
+    return same and untouched(old, out) and size_of(root, old.source) == old.source_bytes
 
 
 def remove_halves(folder: Path) -> None:

@@ -11,7 +11,7 @@ from qadprep.catalog.base import Clip, Group, datasets
 from qadprep.config import ExtractConfig
 from qadprep.face_labels import label_faces
 from qadprep.faces.base import Detector
-from qadprep.geometry import Cut, Geometry, Spot, cut, find_geometry, given_geometry
+from qadprep.geometry import MAX_EVERY_FACE, Cut, Geometry, Spot, cut, find_geometry, given_geometry
 from qadprep.group_files import MASK, GroupFile, GroupFiles
 from qadprep.pack import Row, write_pack
 from qadprep.results import GroupResult, summarise
@@ -122,6 +122,8 @@ class _Extraction:
             )
         file.record.sync = REFERENCE.as_dict()
         self._note_damage(file, geometry.error, geometry.status)
+        if geometry.crowded:
+            self._note(clip, f"{geometry.crowded} frames have over {MAX_EVERY_FACE} faces: the smallest are left out")
         return geometry
 
     def _cut_file(

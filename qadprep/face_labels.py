@@ -1,7 +1,7 @@
 """Label the faces of a manipulated clip by its mask video: which of them lie under the mask, and what can go wrong."""
 
 from qadprep.catalog.base import Clip
-from qadprep.faces.mask_labels import FaceLabels, covered_share, vote
+from qadprep.faces.mask_labels import FaceLabels, covered_share, marked, vote
 from qadprep.geometry import Geometry, Spot
 from qadprep.group_files import GroupFile
 from qadprep.timing import StageTimer
@@ -18,7 +18,8 @@ def label_faces(clip: Clip, mask: GroupFile, info: VideoInfo, geometry: Geometry
 
     Returns:
         Labels by face number. A spot that the mask says nothing about has a status: `mask_missing`,
-        `mask_unreadable`, `mask_size`, `mask_short` (it ends before), `mask_damaged` (cannot be decoded there).
+        `mask_unreadable`, `mask_size`, `mask_short` (it ends before), `mask_damaged` (cannot be decoded there),
+        `mask_empty` (it marks nothing in any of the frames, although the clip is manipulated).
     """
     spots = [spot for spot, status in geometry.status.items() if status == "ok"]
     record = mask.record
@@ -35,12 +36,14 @@ def label_faces(clip: Clip, mask: GroupFile, info: VideoInfo, geometry: Geometry
             "mask_short",
             f"{record.path}: has {mask.info.frames} frames, frame {max(status)[0]} of {clip.id} is behind its end",
         )
+    marks_anything = False
     if frames:
         faces_at: dict[int, list[Spot]] = {}
         for spot in spots:
             faces_at.setdefault(spot[0], []).append(spot)
         with mask.source.reader(frames) as reader:
             for frame in timer.each("mask", reader):
+                marks_anything |= bool(marked(frame.rgb).any())
                 for spot in faces_at[frame.index]:
                     covered[spot] = covered_share(frame.rgb, geometry.faces[spot].box_xyxy)
         if reader.missing:
@@ -48,6 +51,9 @@ def label_faces(clip: Clip, mask: GroupFile, info: VideoInfo, geometry: Geometry
             mask.refuse(
                 "mask_damaged", f"{record.path}: frames from {reader.missing[0]} on are damaged ({reader.error})"
             )
+    if covered and not marks_anything:
+        mask.refuse("mask_empty", f"{record.path}: marks nothing in the {len(frames)} frames of {clip.id}")
+        return FaceLabels(status=dict.fromkeys(covered, "mask_empty") | status)
     labels = vote(covered)
     labels.status |= status
     return labels

@@ -17,8 +17,9 @@ from qadprep.video.sync import MAX_OFFSET_FRAMES, Sync, temporal_shift
 DETECT_BATCH = 8
 FACELESS_ROUNDS = 3
 MIN_REFILL = 8
-# In a crowd only the largest faces can be the one that is kept; bounds memory and time.
-MAX_FACES_CUT = 8
+# In a crowd only the largest faces can be the one that is kept; bounds memory and time. Where every face is taken, a
+# frame of more than this many faces is noted.
+MAX_FACES_CUT, MAX_EVERY_FACE = 8, 32
 # A face that is to stand for itself is seen in at least this share of the frames, and twice; else it is a false alarm,
 # or a passer-by on whom no vote can be taken.
 MIN_TRACK_SHARE = 0.1
@@ -41,6 +42,7 @@ class Geometry:
             there, but the clip had its frames by then), `short_track` (a face seen too rarely) or `decode_error`.
         thumbnails: frame -> luminance thumbnail of nearly every frame, for the sync test.
         error: why decoding stopped early, or None.
+        crowded: frames with more faces than are taken; the smallest were left out.
     """
 
     faces: dict[Spot, Face]
@@ -49,6 +51,7 @@ class Geometry:
     status: dict[Spot, str]
     thumbnails: dict[int, np.ndarray]
     error: str | None = None
+    crowded: int = 0
 
     @property
     def frames(self) -> list[int]:
@@ -79,6 +82,8 @@ class _Seen:
     crops: dict[int, np.ndarray] = field(default_factory=dict)  # by id() of the face
     affines: dict[int, np.ndarray] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
+    most: int = MAX_FACES_CUT
+    crowded: int = 0
     error: str | None = None
 
 
@@ -99,7 +104,7 @@ def find_geometry(
     refilling is for. Every face of a frame is cut while the full picture is at hand, so that the file is read once and
     no full frame is kept; which of the crops stay is known after tracking.
     """
-    seen = _Seen()
+    seen = _Seen(most=MAX_EVERY_FACE if every_face else MAX_FACES_CUT)
     last = min(source.info.frames - 1, chosen[-1] + MAX_OFFSET_FRAMES)
     thumbnails = _look(source, chosen, config, detector, timer, threads, seen, thumbs_to=last)
     wanted, left = len(chosen), list(spares)
@@ -139,6 +144,7 @@ def find_geometry(
         status=dict(sorted(status.items())),
         thumbnails=thumbnails,
         error=seen.error,
+        crowded=seen.crowded if every_face else 0,
     )
 
 
@@ -224,7 +230,8 @@ def _look(
             found = detector.detect([rgb for _, rgb in batch])
         with timer.stage("warp"):
             for (index, rgb), faces in zip(batch, found, strict=True):
-                largest = sorted(faces, key=lambda face: -_area(face))[:MAX_FACES_CUT]
+                largest = sorted(faces, key=lambda face: -_area(face))[: seen.most]
+                seen.crowded += len(faces) > seen.most
                 seen.faces[index] = []
                 for face in largest:
                     try:

@@ -52,7 +52,7 @@ class GroupFiles:
 
     def __init__(self, group: Group, root: Path, config: ExtractConfig, timer: StageTimer, scratch: Path) -> None:
         self.group, self.root, self.config, self.timer = group, root, config, timer
-        self._scratch, self._made = scratch, None
+        self._scratch, self._made, self._count = scratch, None, 0
         entry = datasets().get(group.dataset)
         self._raw_is_lossless = entry is not None and entry.raw_is_lossless
         self.files: dict[tuple[str, str], GroupFile] = {}
@@ -109,14 +109,19 @@ class GroupFiles:
             file.refuse("missing_quality", f"no {quality} file on disk for {clip.id}")
             return file
         self._read(file, self.root, path)
-        wanted = expected_crf(quality, self._raw_is_lossless)
-        if file.info and wanted is not None and file.info.crf not in (None, wanted):
-            message = f"{path}: its stream was made with CRF {file.info.crf:g}, its folder says {quality} ({wanted:g})"
-            if self.config.accept_mislabelled:
-                file.record.message = message
-            else:
-                file.refuse("quality_mismatch", f"{message}; fetch it again, or --accept-mislabelled")
+        fault = self._mislabelled(file.info, quality) if file.info else None
+        if fault and self.config.accept_mislabelled:
+            file.record.message = f"{path}: {fault}"
+        elif fault:
+            file.refuse("quality_mismatch", f"{path}: {fault}; fetch it again, or --accept-mislabelled")
         return file
+
+    def _mislabelled(self, info: VideoInfo, quality: str) -> str | None:
+        """What the stream says against its folder's name, or None."""
+        wanted = expected_crf(quality, self._raw_is_lossless)
+        if wanted is None or info.crf in (None, wanted):
+            return None
+        return f"its stream was made with CRF {info.crf:g}, its folder says {quality} ({wanted:g})"
 
     def _open_mask(self, clip: Clip) -> GroupFile:
         file = GroupFile(FileRecord(clip=clip.name, method=clip.method, quality=MASK, path=clip.mask or ""))
@@ -160,10 +165,15 @@ class GroupFiles:
             # Not from another quality: that would be compressed twice.
             file.refuse("missing_quality", f"no readable raw file of {clip.id} to make its {quality} from")
             return file
+        fault = self._mislabelled(source.info, "raw")
+        if fault and not self.config.accept_mislabelled:
+            file.refuse("quality_mismatch", f"{clip.paths['raw']}: {fault}; nothing is made from it")
+            return file
         if self._made is None:
             self._scratch.mkdir(parents=True, exist_ok=True)
             self._made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._scratch))
-        name = f"{clip.method}-{clip.name}.{quality}.mp4"
+        self._count += 1
+        name = f"{self._count}.mp4"  # not from the clip's words: two clips' could join to the same
         with self.timer.stage("encode"):
             try:
                 encode_quality(source, self._made / name, crf_of(quality), self.config.pix_fmt)
@@ -232,11 +242,11 @@ def wrong_with(made: VideoInfo, source: VideoInfo, crf: int, pix_fmt: str) -> st
 def size_of(root: Path, path: str) -> int:
     """Size in bytes of what a manifest's path names; -1 when it is not there.
 
-    For pictures it is the tar's size, or the number of files in their folder.
+    For pictures it is the tar's size, or the sum of the files in their folder.
     """
     place = root / path.split("::")[0]
     if place.is_dir():
-        return sum(1 for _ in place.iterdir())
+        return sum(file.stat().st_size for file in place.iterdir() if file.is_file())
     return place.stat().st_size if place.is_file() else -1
 
 

@@ -46,7 +46,8 @@ class ClassPlan:
         there: videos on disk.
         wanted: videos the protocol wants; None for all.
         taken: videos it gets.
-        tuples: taken x frames, an upper bound: frames without a face and short videos come off it.
+        tuples: taken x frames: frames without a face and short videos come off it; where every face is taken, more
+            than one face a frame adds to it.
     """
 
     method: str
@@ -66,6 +67,7 @@ class Plan:
         root: the dataset's root; what follows needs it.
         classes: per method and split.
         lacking: quality -> clips of the protocol that have no file of it.
+        every_face: whether a clip gives tuples of all its faces.
         without_original: fakes of the protocol whose original it does not take: they are cut by their own geometry.
         trial: None when it was not asked for or came to nothing.
     """
@@ -78,10 +80,11 @@ class Plan:
     classes: list[ClassPlan] = field(default_factory=list)
     lacking: dict[str, int] = field(default_factory=dict)
     without_original: int = 0
+    every_face: bool = False
     trial: Trial | None = None
 
     def reachable(self, split: str) -> int:
-        """Images that the videos on disk can give of a split, at most."""
+        """Images that the videos on disk can give of a split at one face a frame, at most."""
         return sum(c.tuples for c in self.classes if c.split == split) * len(self.protocol.qualities)
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,6 +105,7 @@ class Plan:
             "classes": [asdict(entry) for entry in self.classes],
             "lacking": self.lacking,
             "without_original": self.without_original,
+            "every_face": self.every_face,
             "trial": asdict(self.trial) if self.trial else None,
         }
 
@@ -173,6 +177,7 @@ def plan(
         classes,
         lacking,
         sum(clip.label == 1 and clip.group not in groups for clip in clips),
+        any(clip.faces == "all" for clip in clips),
         trial,
     )
 

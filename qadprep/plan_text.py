@@ -74,18 +74,20 @@ def _arithmetic(plan: "Plan") -> list[str]:
 
 def _on_disk(plan: "Plan") -> list[str]:
     lines = [f"on disk in {plan.root}"]
+    # With every face taken there is no upper bound that could be told without looking.
+    most = "with one face a frame" if plan.every_face else "at most"
     for entry in plan.classes:
         wanted = "all" if entry.wanted is None else f"{entry.wanted:,}"
         short = f", {entry.wanted - entry.taken:,} too few" if entry.wanted and entry.taken < entry.wanted else ""
         lines.append(
             f"{entry.split} {entry.method}: {_many(entry.there, 'video')}, {wanted} wanted{short}; "
-            f"at most {entry.tuples:,} tuples"
+            f"{most} {entry.tuples:,} tuples"
         )
     for split in plan.splits:
         target, have = split.printed or split.images, plan.reachable(split.split)
         if target is not None and have < target:
             lines.append(
-                f"{split.split}: at most {have:,} images, {target - have:,} fewer than the "
+                f"{split.split}: {most} {have:,} images, {target - have:,} fewer than the "
                 f"{'printed ' if split.printed else ''}{target:,}"
             )
     if plan.without_original:

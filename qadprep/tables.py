@@ -52,12 +52,17 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
+def _shown(cell: Any) -> str:
+    """Text that any terminal takes: names of files and keys of lists may hold what is not UTF-8."""
+    return str(cell).encode("utf-8", "backslashreplace").decode()
+
+
 def _print(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
     table = Table()
     for name in columns:
         table.add_column(name, justify="right" if name in ("videos", "tuples", "seconds", "share", "count") else "left")
     for row in rows[:MAX_ROWS]:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(_shown(cell) for cell in row))
     console = _console()
     console.print(f"\n{title}", markup=False)
     console.print(table, markup=False)

@@ -74,7 +74,7 @@ def shards(shards_master: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `extract` and `compress` work in the test's own process: starting workers costs more than the work.
+    """Let `extract`, `compress` and `plan` work in the test's own process: starting workers costs more than the work.
 
     The engine itself, and that the bytes do not depend on it, are tested where this is not used.
     """
@@ -87,6 +87,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("qadprep.extract_dataset.run_tasks", run_tasks)
     monkeypatch.setattr("qadprep.compress.run_tasks", run_tasks)
+    monkeypatch.setattr("qadprep.plan_trial.run_tasks", run_tasks)
 
 
 @pytest.fixture(scope="session")

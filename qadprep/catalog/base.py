@@ -2,13 +2,18 @@
 
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qadprep.catalog.files import collect_troubles, relative
 from qadprep.errors import UserError
 
 ORIGINAL = "original"
+# A member of a shard is `<id>/<frame>_<face>.<quality>.png`, and USTAR has 155 characters for all before the last `/`.
+MAX_NAME = 150
+_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,4 +192,31 @@ def read_dataset(name: str, root: Path) -> Catalog:
         raise UserError(f"{root}: not there; expected the root of the {name} dataset")
     if not root.is_dir() and name != "generic":
         raise UserError(f"{root}: not a folder; expected the root of the {name} dataset")
-    return entry.read(root)
+    with collect_troubles() as troubles:
+        try:
+            catalog = entry.read(root)
+        except UserError as error:
+            for path, reason in troubles.items():
+                raise UserError(f"{error}; {path}: {reason}") from error
+            raise
+    catalog.ignored += [(relative(path, catalog.root), reason) for path, reason in troubles.items()]
+    faults = {clip.id: fault for clip in catalog.clips if (fault := clip_fault(clip))}
+    if faults:
+        catalog.ignored += [(next(iter(c.paths.values()), c.id), faults[c.id]) for c in catalog.clips if c.id in faults]
+        catalog.clips = [clip for clip in catalog.clips if clip.id not in faults]
+    if not catalog.clips:
+        path, reason = catalog.ignored[0] if catalog.ignored else (name, "nothing there")
+        raise UserError(f"{root}: no clip of the {name} dataset can be used; {path}: {reason}")
+    return catalog
+
+
+def clip_fault(clip: Clip) -> str | None:
+    """Why a clip's words cannot become file names and keys, or None."""
+    for column in ("dataset", "method", "name", "group", "split"):
+        value = getattr(clip, column)
+        if not _WORD.fullmatch(value):
+            return f"{column} {value!r}; expected letters, digits, _ and - only"
+    for what, text in (("its id", clip.id), ("its group", clip.group)):
+        if len(text) > MAX_NAME:
+            return f"{what} has {len(text)} characters, at most {MAX_NAME} fit into the names of the archives"
+    return None

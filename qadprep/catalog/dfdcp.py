@@ -92,8 +92,7 @@ def _find(top: Path, catalog: Catalog) -> Iterator[tuple[str, str]]:
             place = todo.pop()
             for _, path in videos(place, catalog.root, catalog.ignored):
                 yield path, _official(relative(catalog.root / path, top))
-            # Links to folders are not followed: one may lead back up.
-            todo += [Path(entry.path) for entry in reversed(entries(place)) if entry.is_dir(follow_symlinks=False)]
+            todo += [Path(entry.path) for entry in reversed(entries(place)) if entry.is_dir()]
 
 
 def _official(path: str) -> str:

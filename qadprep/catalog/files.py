@@ -1,30 +1,73 @@
 """Walking dataset folders: fast, in a fixed order, tolerant of case and of the qualities' outer folders."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
-
-from qadprep.errors import UserError
 
 VIDEO_SUFFIX = ".mp4"
 _WORD = re.compile(r"[^A-Za-z0-9_-]+")
 _QUALITY_FOLDER = re.compile(r"raw|c\d{1,2}")
 
 
+# What the walk itself met, for the catalog that is being read; None outside of `collect_troubles`.
+_troubles: ContextVar[dict[str, str] | None] = ContextVar("troubles", default=None)
+
+
+@contextlib.contextmanager
+def collect_troubles() -> Iterator[dict[str, str]]:
+    """Gather what `entries` cannot take, path -> reason, instead of losing it."""
+    troubles: dict[str, str] = {}
+    token = _troubles.set(troubles)
+    try:
+        yield troubles
+    finally:
+        _troubles.reset(token)
+
+
+def _trouble(path: str, reason: str) -> None:
+    troubles = _troubles.get()
+    if troubles is not None:
+        troubles[path.encode("utf-8", "backslashreplace").decode()] = reason
+
+
 def entries(folder: Path) -> list[os.DirEntry]:
     """What lies in a folder, sorted by name, hidden names left out; empty when it is no folder.
 
-    Raises:
-        UserError: the folder may not be read.
+    Left out with a reason (see `collect_troubles`): a folder that may not be listed, a name that is not UTF-8, a link
+    that leads to itself or to a folder above it. A link to nothing stays: who takes files names it.
     """
     try:
         with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            named = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
+        _trouble(str(folder), f"cannot be listed ({error.strerror})")
+        return []
+    return [entry for entry in named if _sound(entry, folder)]
+
+
+def _sound(entry: os.DirEntry, folder: Path) -> bool:
+    if not entry.name.isascii():
+        try:
+            entry.name.encode("utf-8")
+        except UnicodeEncodeError:
+            _trouble(entry.path, "its name is not UTF-8; rename it")
+            return False
+    if entry.is_symlink():
+        try:
+            if entry.is_dir():
+                goal = os.path.realpath(entry.path)
+                if any(os.path.realpath(above) == goal for above in (folder, *folder.parents)):
+                    _trouble(entry.path, "a link to a folder above it")
+                    return False
+        except OSError as error:
+            _trouble(entry.path, f"a link that cannot be followed ({error.strerror})")
+            return False
+    return True
 
 
 def child(folder: Path, *names: str) -> Path | None:

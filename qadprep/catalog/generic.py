@@ -16,7 +16,7 @@ from qadprep.errors import UserError
 
 DATASET = "generic"
 REQUIRED = ("path", "label")
-OPTIONAL = ("split", "group", "method", "quality", "name", "source", "mask")
+OPTIONAL = ("split", "group", "method", "quality", "name", "source", "mask", "faces")
 SPLITS = ("train", "val", "test", "none")
 
 _LABELS = {"0": 0, "0.0": 0, "real": 0, "1": 1, "1.0": 1, "fake": 1}
@@ -43,6 +43,7 @@ class _Row:
     name: str
     source: str
     mask: str | None
+    faces: str
     words: tuple[str, ...]
     depth: int = 1
 
@@ -67,7 +68,7 @@ def read_generic(root: Path) -> Catalog:
 
     Args:
         root: the file; its columns are `path`, `label` and, if wanted, `split`, `group`, `method`, `quality`, `name`,
-            `source`, `mask`. Paths are relative to its folder, which becomes the catalog's root.
+            `source`, `mask`, `faces`. Paths are relative to its folder, which becomes the catalog's root.
 
     Raises:
         UserError: the file cannot be read as such a table, or not a single row of it can be taken.
@@ -128,12 +129,16 @@ def _check(place: str, cells: dict[str, str], catalog: Catalog, tars: dict[str, 
     if mask and not os.path.isfile(catalog.root / mask):  # noqa: PTH113
         catalog.gaps.append((f"{place}: {mask}", "the mask is not there; the clip is taken without it"))
         mask = None
+    faces = cells.get("faces", "").lower()
+    if faces not in ("", "largest", "all"):
+        raise _BadRowError(f"faces {cells['faces']!r}; expected largest or all")
     words = _words(path, quality)
     if not words:
         raise _BadRowError("its path gives no name; add the column name")
     source = cells.get("source", "") if label else ""
     return _Row(
-        place, path, label, split, cells.get("group", ""), method, quality, cells.get("name", ""), source, mask, words
+        place, path, label, split, cells.get("group", ""), method, quality, cells.get("name", ""), source, mask, faces,
+        words,
     )  # fmt: skip
 
 
@@ -246,7 +251,8 @@ def _clips(rows: Sequence[_Row], catalog: Catalog) -> Iterator[Clip]:
         paths = {quality: by_quality[quality].path for quality in sorted(by_quality, key=quality_rank)}
         label, split = int(method != ORIGINAL), _told(by_quality, "split") or "none"
         mask = _told(by_quality, "mask") or None
-        yield Clip(DATASET, method, name, label, split, group, group, _told(by_quality, "source"), paths, mask)
+        source, faces = _told(by_quality, "source"), _told(by_quality, "faces") or "largest"
+        yield Clip(DATASET, method, name, label, split, group, group, source, paths, mask, faces)
 
 
 def _told(by_quality: dict[str, _Row], column: str) -> str:
@@ -258,7 +264,7 @@ def _conflict(row: _Row, same: dict[str, _Row]) -> str | None:
     """Why a row cannot join the rows of its clip, or None."""
     if row.quality in same:
         return f"{row.method}/{row.own_name()} at {row.quality} is already there, on {same[row.quality].place}"
-    for column in ("split", "group", "source"):
+    for column in ("split", "group", "source", "faces"):
         for other in same.values():
             mine, theirs = getattr(row, column), getattr(other, column)
             if mine and theirs and mine != theirs:
@@ -289,7 +295,10 @@ def _groups(taken: dict[tuple[str, str], dict[str, _Row]], catalog: Catalog) -> 
     for (method, name), group in told.items():
         if method != ORIGINAL:
             alone = f"{method}-{name}" if name in used or names[name] > 1 else name
+            while not group and alone in used:
+                alone += "-"
             groups[method, name] = group or alone
+            used.add(groups[method, name])
     return groups
 
 

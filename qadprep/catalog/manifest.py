@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qadprep.catalog.base import ORIGINAL, Clip, sort_clips
+from qadprep.catalog.base import MAX_NAME, ORIGINAL, Clip, sort_clips
 from qadprep.errors import UserError
 from qadprep.ustar import atomic_file
 
@@ -140,6 +140,8 @@ def _check(clips: Sequence[Clip], file: Path) -> None:
             if not isinstance(word, str) or not _WORD.fullmatch(word):
                 raise UserError(f"{file}: {column} {word!r}; expected letters, digits, _ and - only")
             known.add(word)
+        if len(clip.id) > MAX_NAME or len(clip.group) > MAX_NAME:
+            raise UserError(f"{file}: {clip.id[:40]}...: names are too long, at most {MAX_NAME} characters fit")
         if clip.label not in (0, 1) or (clip.label == 0) != (clip.method == ORIGINAL):
             raise UserError(
                 f"{file}: {clip.id} has label {clip.label}; expected 0 for {ORIGINAL}, 1 for any other method"

@@ -107,13 +107,18 @@ def list_folder(path: str | Path) -> tuple[list[Picture], list[tuple[str, str]]]
     found, refused = [], []
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith(".") or entry.is_dir():
+            if entry.name.startswith("."):
                 continue
-            if not entry.is_file():
-                refused.append(
-                    (_shown(entry.name), "a link to nothing" if entry.is_symlink() else "not a regular file")
-                )
-            elif reason := _refused(entry.name, size := entry.stat().st_size):
+            try:
+                if entry.is_dir():
+                    continue
+                if not entry.is_file():
+                    reason = "a link to nothing" if entry.is_symlink() else "not a regular file"
+                else:
+                    reason = _refused(entry.name, size := entry.stat().st_size)
+            except OSError as error:
+                reason = f"cannot be followed ({error.strerror})"
+            if reason:
                 refused.append((_shown(entry.name), reason))
             else:
                 found.append(Picture(entry.name, 0, size))

@@ -3,10 +3,17 @@
 import csv
 import io
 import json
+import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qadprep.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_LIST_BYTES = 1 << 30
 
 # (`line 7`, column -> text without blanks at its ends, why the row cannot be read or None)
 TableRow = tuple[str, dict[str, str], str | None]
@@ -24,10 +31,7 @@ def read_rows(file: Path, required: Sequence[str]) -> tuple[list[str], list[Tabl
     Raises:
         UserError: no such file, empty, neither UTF-8 CSV nor parquet, another separator, or a required column missing.
     """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    data = _read(file)
     if not data.strip():
         raise UserError(f"{file}: the file is empty; expected a table with the columns {', '.join(required)}")
     columns, rows = _parquet(file) if data.startswith(_PARQUET) else _csv(data, file, required)
@@ -50,15 +54,31 @@ def read_json_entries(file: Path) -> list[tuple[str, dict[str, object] | None]]:
     """
     try:
         # As tuples, since a dict would keep the last of two equal keys without a word.
-        found = json.loads(file.read_text("utf-8-sig"), object_pairs_hook=tuple)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+        found = json.loads(_read(file).decode("utf-8-sig"), object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         cause = str(error).splitlines()[0] if isinstance(error, ValueError) else "nested too deeply"
         raise UserError(f"{file}: not a readable JSON file ({cause})") from error
     if not isinstance(found, tuple):
         raise UserError(f"{file}: holds no JSON object; expected one entry a video")
     return [(key, dict(value) if isinstance(value, tuple) else None) for key, value in found]
+
+
+def _read(file: Path) -> bytes:
+    """The whole of a list.
+
+    Raises:
+        UserError: cannot be read, not a regular file, or of a size that no list has.
+    """
+    try:
+        status = file.stat()
+        # Opening a pipe would wait for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{file}: not a regular file")
+        if status.st_size > MAX_LIST_BYTES:
+            raise UserError(f"{file}: has {status.st_size} bytes; a list has {MAX_LIST_BYTES} at most")
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _csv(data: bytes, file: Path, required: Sequence[str]) -> tuple[list[str], list[TableRow]]:
@@ -72,7 +92,10 @@ def _csv(data: bytes, file: Path, required: Sequence[str]) -> tuple[list[str], l
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[TableRow] = []
     try:
-        columns = [name.strip() for name in next(line for line in lines if any(line))]
+        header = next((line for line in lines if any(cell.strip() for cell in line)), None)
+        if header is None:
+            raise UserError(f"{file}: no header line; expected the columns {', '.join(required)}")
+        columns = [name.strip() for name in header]
         for separator in _SEPARATORS:
             if len(columns) == 1 and separator in columns[0]:
                 raise UserError(f"{file}: its columns are separated by {separator!r}; expected commas")
@@ -100,12 +123,25 @@ def _parquet(file: Path) -> tuple[list[str], list[TableRow]]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable parquet file ({str(error).splitlines()[0]})") from error
     columns = list(table.column_names)
-    values = [[_text(value) for value in column.to_pylist()] for column in table.columns]
+    values = [[_text(value) for value in _values(column)] for column in table.columns]
     rows = [
         (f"row {number}", dict(zip(columns, cells, strict=True)), None)
         for number, cells in enumerate(zip(*values, strict=True), 1)
     ]
     return columns, rows
+
+
+def _values(column: "pa.ChunkedArray") -> list[object]:
+    """A column as Python values; one that Python has no values for (such as dates of the year 300,000) as text."""
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        try:
+            return column.cast(pa.string()).to_pylist()
+        except pa.ArrowException:
+            return ["unreadable"] * len(column)
 
 
 def _text(value: object) -> str:

@@ -193,23 +193,13 @@ def _in_folder(
     pictures = False
     for entry in entries(folder):
         if entry.is_dir():
-            if _leads_back(entry):
-                catalog.ignored.append((relative(entry.path, root), "a link to a folder above it"))
-            else:
-                yield from _in_folder(Path(entry.path), root, category, shard, [*inside, entry.name], catalog)
+            yield from _in_folder(Path(entry.path), root, category, shard, [*inside, entry.name], catalog)
         elif entry.name.lower().endswith(SUFFIXES):
             pictures = True
         else:
             catalog.ignored.append((relative(entry.path, root), "not a picture (png, jpg)"))
     if pictures:
         yield from _sequence(category, shard, inside, relative(folder, root) + "/", catalog)
-
-
-def _leads_back(entry: os.DirEntry) -> bool:
-    if not entry.is_symlink():
-        return False
-    place, goal = os.path.realpath(os.path.dirname(entry.path)), os.path.realpath(entry.path)  # noqa: PTH120
-    return os.path.commonpath([place, goal]) == goal
 
 
 def _sequence(

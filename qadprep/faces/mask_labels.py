@@ -47,9 +47,12 @@ def covered_share(mask_rgb: np.ndarray, box_xyxy: np.ndarray) -> float:
     y0, y1 = round(max(0.0, top)), round(min(float(height), bottom))
     if x1 <= x0 or y1 <= y0:
         return 0.0
-    # The mean of the channels: nothing says that a mask is grey.
-    inside = mask_rgb[y0:y1, x0:x1].mean(axis=2) > MASK_THRESHOLD
-    return float(inside.mean())
+    return float(marked(mask_rgb[y0:y1, x0:x1]).mean())
+
+
+def marked(mask_rgb: np.ndarray) -> np.ndarray:
+    """Which pixels a mask marks: bool (height, width). By the brightest channel, since nothing says that it is grey."""
+    return mask_rgb.max(axis=2) > MASK_THRESHOLD
 
 
 def vote(covered: Mapping[Spot, float]) -> FaceLabels:

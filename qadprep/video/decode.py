@@ -14,14 +14,10 @@ from typing import Literal
 import ffmpeg
 import numpy as np
 
-from qadprep.video.ffmpeg import FfmpegError, die_with_parent, error_line, ffmpeg_exe
+from qadprep.video.ffmpeg import SWS_FLAGS, FfmpegError, die_with_parent, error_line, ffmpeg_exe
 from qadprep.video.probe import CONTAINERS, VideoInfo
 
 THUMB_WIDTH, THUMB_HEIGHT = 160, 90
-
-# Fixed so that a frame's pixels do not depend on what swscale picks for this processor.
-SWS_FLAGS = "bicubic+accurate_rnd+full_chroma_int+bitexact"
-
 
 # Exit codes with which ffmpeg says: ended by a signal, no space left, no memory (the low byte of its error).
 _NOT_THE_FILE = (255, 256 - errno.ENOSPC, 256 - errno.ENOMEM)

@@ -12,12 +12,12 @@ from pathlib import Path
 import ffmpeg
 import numpy as np
 
-from qadprep.video.ffmpeg import FfmpegError, die_with_parent, error_line, ffmpeg_exe
+from qadprep.video.ffmpeg import SWS_FLAGS, FfmpegError, die_with_parent, error_line, ffmpeg_exe
 
 
 def crf_of(quality: str) -> int | None:
-    """The CRF that a quality's name stands for: `c23` -> 23; None for `raw` and other words."""
-    return int(quality[1:]) if re.fullmatch(r"c[1-9]\d?", quality) else None
+    """The x264 CRF that a quality's name stands for, 1 to 51: `c23` -> 23; None for `raw` and other words."""
+    return int(quality[1:]) if re.fullmatch(r"c([1-9]|[1-4]\d|5[01])", quality, re.ASCII) else None
 
 
 def write_raw(frames_rgb: Iterable[np.ndarray], path: Path, fps: Fraction | float) -> None:
@@ -110,6 +110,8 @@ def _run(stream: object, path: Path, frames: Iterable[np.ndarray] | None, **opti
             threads=1,
             fps_mode="passthrough",
             fflags="+bitexact",
+            # The conversion between YUV and RGB must not depend on what swscale picks for this processor.
+            sws_flags=SWS_FLAGS,
             **options,
         ).global_args(
             "-hide_banner", "-nostdin" if frames is None else "-hide_banner", "-xerror", "-loglevel", "error"

@@ -10,6 +10,9 @@ import subprocess
 
 from qadprep.errors import UserError
 
+# Fixed so that a frame's pixels do not depend on what swscale picks for this processor.
+SWS_FLAGS = "bicubic+accurate_rnd+full_chroma_int+bitexact"
+
 
 class FfmpegError(Exception):
     """ffmpeg ended with an error; the message is the last meaningful line it wrote."""

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,12 @@ from helpers.packs import pack_hashes
 from qadprep.catalog.base import read_dataset
 from qadprep.catalog.manifest import read_manifest
 from qadprep.compress import CompressConfig, compress_dataset, read_table
+from qadprep.compress_files import read_journal
 from qadprep.config import ExtractConfig
 from qadprep.errors import UserError
 from qadprep.extract_dataset import extract
 from qadprep.video.decode import decode_at
-from qadprep.video.encode import compress, crf_of, write_compressed
+from qadprep.video.encode import compress, crf_of, write_compressed, write_raw
 from qadprep.video.probe import probe
 
 CONFIG = CompressConfig(dataset="celebdf")
@@ -43,7 +45,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_quality_names() -> None:
-    assert [crf_of(word) for word in ("c23", "c40", "c5", "raw", "c0", "x23", "c230")] == [23, 40, 5, *[None] * 4]
+    assert [crf_of(word) for word in ("c23", "c51", "c5", "raw", "c0", "c52", "c230")] == [23, 51, 5, *[None] * 4]
 
 
 def test_made_videos_are_ffpps_kind_and_the_folder_is_a_root(celebdf: Path, tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_made_videos_are_ffpps_kind_and_the_folder_is_a_root(celebdf: Path, tmp_
     before = {clip.id: clip for clip in read_dataset("celebdf", celebdf).clips}
     for clip in catalog.clips:  # labels, groups and splits are those of the released tree
         assert dataclasses.replace(clip, paths={}) == dataclasses.replace(before[clip.id], paths={})
-    assert read_manifest(tmp_path / "all" / "manifest.parquet") == catalog.clips
+    assert read_manifest(tmp_path / "all" / "compress-manifest.parquet") == catalog.clips
 
 
 @pytest.mark.usefixtures("one_process")
@@ -107,25 +109,93 @@ def test_second_run_keeps_and_only_what_changed_is_made_again(
 
 
 @pytest.mark.usefixtures("one_process")
-def test_a_lost_table_is_made_up_from_the_files(celebdf: Path, tmp_path: Path) -> None:
-    compress_dataset(celebdf, tmp_path, CONFIG, workers=2)
-    table = read_table(tmp_path)
-    (tmp_path / "compress.parquet").unlink()
-    summary = compress_dataset(celebdf, tmp_path, CONFIG, workers=2)
-    assert (summary.made, summary.kept) == (0, 12) and read_table(tmp_path) == table
+def test_a_run_that_was_cut_off_knows_its_own_videos_by_the_journal(
+    portrait: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "all"
+    trees.celebdf(root, lambda number: one_face("made", portrait, number))
+
+    def power_cut(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("qadprep.compress._write_table", power_cut)
+        compress_dataset(root, out, CONFIG)
+    assert len(read_journal(out)) == 12 and read_table(out) == []
+    with (out / "compress.journal").open("a") as file:
+        file.write('{"clip": "cut o')
+    # The same number of frames and the same size, but other pictures: the old videos must go.
+    release(one_face("made", portrait, 5), root / "Celeb-real" / "id1_0007.mp4")
+    summary = compress_dataset(root, out, CONFIG)
+    assert (summary.made, summary.kept, summary.failures) == (2, 10, [])
+    assert not (out / "compress.journal").exists() and len(read_table(out)) == 12
 
 
 @pytest.mark.usefixtures("one_process")
-def test_files_of_others_are_never_replaced(celebdf: Path, tmp_path: Path) -> None:
-    strange = tmp_path / "c23" / "Celeb-real" / "id1_0007.mp4"
+@pytest.mark.parametrize("right", [False, True])
+def test_files_of_others_are_never_replaced(celebdf: Path, tmp_path: Path, right: bool) -> None:
+    """Neither a wrong one nor a right one, whatever happens to its source later."""
+    root = tmp_path / "data"
+    shutil.copytree(celebdf, root)
+    strange = root / "c23" / "Celeb-real" / "id1_0007.mp4"
     strange.parent.mkdir(parents=True)
-    strange.write_bytes(b"somebody's")
-    for overwrite in (False, True):
-        summary = compress_dataset(celebdf, tmp_path, CONFIG, workers=2, overwrite=overwrite)
-        [failure] = summary.failures
-        assert failure.status == "other_file" and "move it away" in failure.message
-        assert strange.read_bytes() == b"somebody's"
-    assert summary.made == 11  # --overwrite makes its own anew
+    if right:
+        compress(root / "Celeb-real" / "id1_0007.mp4", strange, 23)
+        strange.write_bytes(strange.read_bytes() + bytes(8))  # as some other tool writes it
+    else:
+        strange.write_bytes(b"somebody's")
+    before = strange.read_bytes()
+    for overwrite in (False, True, False):
+        summary = compress_dataset(root, root, CONFIG, overwrite=overwrite)
+        statuses = {file.path: file.status for file in summary.files}
+        assert statuses["c23/Celeb-real/id1_0007.mp4"] == ("found" if right else "other_file")
+        assert strange.read_bytes() == before
+        if not right:
+            [failure] = summary.failures
+            assert "move it away" in failure.message
+    assert (summary.made, summary.kept) == (0, 12 if right else 11)
+    (root / "Celeb-real" / "id1_0007.mp4").write_bytes(b"")
+    compress_dataset(root, root, CONFIG)
+    assert strange.read_bytes() == before
+
+
+def test_nothing_is_written_through_links_and_nothing_before_that_is_known(celebdf: Path, tmp_path: Path) -> None:
+    before = sorted(celebdf.rglob("*"))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "c23").symlink_to(celebdf)
+    with pytest.raises(UserError, match="nothing is written through links"):
+        compress_dataset(celebdf, tmp_path / "a", CONFIG)
+    (tmp_path / "b" / "raw").mkdir(parents=True)
+    with pytest.raises(UserError, match="is there and does not lead to"):
+        compress_dataset(celebdf, tmp_path / "b", CONFIG)
+    assert sorted(celebdf.rglob("*")) == before
+    assert [file.name for file in (tmp_path / "b").rglob("*")] == ["raw"]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    "place",
+    ["FF_raw/original/071.mp4", "FF_raw/original_sequences/071.mp4", "original_sequences/c0/videos/071.mp4"],
+)
+def test_copies_of_ffpp_in_other_layouts_become_whole_roots(portrait: np.ndarray, tmp_path: Path, place: str) -> None:
+    root = tmp_path / "data"
+    write_raw(one_face("made", portrait, 0), root / place, 25)
+    summary = compress_dataset(root, tmp_path / "all", CompressConfig(dataset="ffpp", crf=(40,)))
+    assert summary.made == 1 and not summary.failures
+    catalog = read_dataset("ffpp", tmp_path / "all")
+    [found] = catalog.clips
+    assert set(found.paths) == {"raw", "c40"} and not catalog.ignored
+    [listed] = read_manifest(tmp_path / "all" / "compress-manifest.parquet")
+    assert listed == found and all((tmp_path / "all" / path).is_file() for path in listed.paths.values())
+
+
+@pytest.mark.usefixtures("one_process")
+def test_the_dataset_in_a_folder_called_raw(portrait: np.ndarray, tmp_path: Path) -> None:
+    root = tmp_path / "cd" / "raw"
+    trees.celebdf(root, lambda number: one_face("made", portrait, number))
+    assert compress_dataset(root, tmp_path / "cd", CompressConfig(dataset="celebdf", crf=(40,))).made == 6
+    clips = read_dataset("celebdf", tmp_path / "cd").clips
+    assert {frozenset(clip.paths) for clip in clips} == {frozenset({"raw", "c40"})} and len(clips) == 6
 
 
 @pytest.mark.usefixtures("one_process")
@@ -143,7 +213,7 @@ def test_masks_and_inner_quality_folders_are_linked(portrait: np.ndarray, tmp_pa
         assert clip.mask is None or (tmp_path / "all" / clip.mask).is_file()
 
     clip = one_face("made", portrait, 0)
-    release(clip, tmp_path / "ff" / "original_sequences" / "youtube" / "raw" / "videos" / "071.mp4")
+    write_raw(clip, tmp_path / "ff" / "original_sequences" / "youtube" / "raw" / "videos" / "071.mp4", 25)
     config = CompressConfig(dataset="ffpp", crf=(23,))
     assert compress_dataset(tmp_path / "ff", tmp_path / "ff-all", config, workers=1).made == 1
     [found] = read_dataset("ffpp", tmp_path / "ff-all").clips
@@ -214,6 +284,11 @@ def test_nothing_is_made_from_a_quality_that_is_compressed_already(portrait: np.
     folder = tmp_path / "original_sequences" / "youtube"
     release(one_face("made", portrait, 0), tmp_path / "x.mp4")
     compress(tmp_path / "x.mp4", folder / "c23" / "videos" / "071.mp4", 23)
-    summary = compress_dataset(tmp_path, tmp_path.parent / "out", CompressConfig(dataset="ffpp", crf=(40,)), workers=1)
-    [failure] = summary.failures
+    config = CompressConfig(dataset="ffpp", crf=(40,))
+    [failure] = compress_dataset(tmp_path, tmp_path.parent / "out", config).failures
     assert failure.status == "no_raw" and "no raw file on disk" in failure.message
+    # Nor from a raw file that is none.
+    (folder / "raw" / "videos").mkdir(parents=True)
+    (tmp_path / "x.mp4").rename(folder / "raw" / "videos" / "071.mp4")
+    [failure] = compress_dataset(tmp_path, tmp_path.parent / "out", config).failures
+    assert failure.status == "quality_mismatch" and "made with CRF 18, it cannot be raw (0)" in failure.message

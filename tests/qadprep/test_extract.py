@@ -309,7 +309,7 @@ def test_wrong_use_ends_with_one_line(ffpp_tree_master: Path, tmp_path: Path) ->
     code, message = run("extract", ffpp_tree_master, "--out", tmp_path / "x", "--frames", "0")
     assert code == 2 and "--frames: got 0" in message
     code, message = run("extract", ffpp_tree_master, "--out", tmp_path / "x", "--dataset", "nope")
-    assert code == 2 and "unknown dataset 'nope'; known: ffpp" in message
+    assert code == 2 and "unknown dataset 'nope'; known: celebdf, dfd" in message
     code, message = run("--debug", "extract", tmp_path, "--out", tmp_path / "x")
     assert code != 0 and "Traceback" in message
     assert not (tmp_path / "x").exists()

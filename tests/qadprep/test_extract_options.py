@@ -102,3 +102,24 @@ def test_a_made_quality_follows_its_source(ffpp_tree: Path, tmp_path: Path) -> N
     # The raw file is no quality of this run, and yet the c40 of this group came from it.
     write_raw(decode_at(raw, probe(raw), range(25)), raw, 25)
     assert run(ffpp_tree, tmp_path, config).as_dict()["groups_skipped"] == 3
+
+
+def test_nothing_is_made_from_a_raw_that_lies(ffpp_tree: Path, tmp_path: Path) -> None:
+    youtube = ffpp_tree / "original_sequences" / "youtube"
+    (youtube / "raw" / "videos" / "071.mp4").write_bytes((youtube / "c40" / "videos" / "071.mp4").read_bytes())
+    (youtube / "c23" / "videos" / "071.mp4").unlink()
+    config = CONFIG.model_copy(update={"qualities": ("c23", "c40"), "make_qualities": True})
+    [failure] = run(ffpp_tree, tmp_path, config).as_dict()["failures"]
+    assert failure["status"] == "quality_mismatch" and "nothing is made from it" in failure["message"]
+
+
+def test_made_files_of_clips_with_joining_names_stay_apart(ffpp_tree_master: Path, tmp_path: Path) -> None:
+    folder = ffpp_tree_master / "original_sequences" / "youtube" / "raw" / "videos"
+    for name, source in (("a", "071"), ("a-b", "054")):
+        (tmp_path / f"{name}.mp4").write_bytes((folder / f"{source}.mp4").read_bytes())
+    rows = ["path,label,method,name,group", "a.mp4,1,a,b-c,g", "a-b.mp4,1,a-b,c,g"]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    config = ExtractConfig(dataset="generic", frames=3, size_px=32, qualities=("raw", "c23"), make_qualities=True)
+    result = run(tmp_path / "list.csv", tmp_path / "out", config).as_dict()
+    assert result["tuples"] == 6 and not result["failures"]
+    assert min(row["c23_psnr_db"] for row in rows_of(tmp_path / "out")) > 34

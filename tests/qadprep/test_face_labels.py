@@ -115,6 +115,12 @@ def test_a_mask_too_short_for_the_wanted_frames(
     assert {row["label"] for row in rows if row["status"] == "ok"} == {0, 1}
 
 
+def test_a_mask_that_marks_nothing(tree: Path, clip: np.ndarray, tmp_path: Path, detector: Detector) -> None:
+    """Not a word that its faces are real: somebody altered something in this clip."""
+    mask_video(clip, (0, 0, 0, 0), mask_of(tree))
+    assert "marks nothing in the 8 frames" in refused(*run(tree, tmp_path, detector), "mask_empty")
+
+
 def test_a_damaged_mask(tree: Path, clip: np.ndarray, tmp_path: Path, detector: Detector) -> None:
     noise = np.random.default_rng(0).integers(0, 255, clip.shape, np.uint8)
     release(noise, mask_of(tree))

@@ -153,6 +153,7 @@ def test_a_trial_is_scaled_to_the_whole(ffpp_tree_master: Path) -> None:
     assert (again.bytes, again.tuples) == (trial.bytes, trial.tuples)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_trial_makes_what_is_missing(portrait: np.ndarray, tmp_path: Path) -> None:
     trees.celebdf(tmp_path / "celebdf", lambda number: one_face("made", portrait, number))
     before = sorted((tmp_path / "celebdf").rglob("*"))
@@ -165,6 +166,7 @@ def test_a_trial_makes_what_is_missing(portrait: np.ndarray, tmp_path: Path) -> 
     assert sorted((tmp_path / "celebdf").rglob("*")) == before
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_trial_without_the_lossless_quality(ffpp_tree: Path) -> None:
     for folder in (*ffpp_tree.glob("*/*/raw"),):
         shutil.rmtree(folder)
@@ -177,6 +179,7 @@ def test_a_trial_without_the_lossless_quality(ffpp_tree: Path) -> None:
     assert "- nothing measured: the protocol's qualities are not on disk, it has c23, c40" in text_of(result)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_trial_that_comes_to_nothing(tmp_path: Path) -> None:
     for quality in ("raw", "c23", "c40"):
         touch(tmp_path, f"original_sequences/youtube/{quality}/videos/071.mp4")
@@ -186,6 +189,7 @@ def test_a_trial_that_comes_to_nothing(tmp_path: Path) -> None:
     assert "no tuple from 1 group(s)" in note and "0 bytes" in note
 
 
+@pytest.mark.usefixtures("one_process")
 def test_files_that_the_trial_could_not_use_are_named(ffpp_tree: Path) -> None:
     for group in ("071_054", "054_071", "953_974", "974_953"):
         (ffpp_tree / f"manipulated_sequences/FaceSwap/c40/videos/{group}.mp4").write_bytes(b"x")

@@ -229,7 +229,7 @@ def test_refusals(shards: Path, faces_master: Path, tmp_path: Path) -> None:
     assert verify(shards).faults == [] and len(ShardSet(shards).shards) == 2
     info = json.loads((shards / "shards.json").read_text())
     (shards / "shards.json").write_text(json.dumps(info | {"format_version": "2.0"}))
-    with pytest.raises(UserError, match=r"format 2\.0 is newer than 1\.0; upgrade qadprep"):
+    with pytest.raises(UserError, match=r"format 2\.0 is newer than 1\.1; upgrade qadprep"):
         ShardSet(shards)
     outside = [dict(entry, url="../../etc/passwd") for entry in info["shardlist"]]
     (shards / "shards.json").write_text(json.dumps(info | {"shardlist": outside}))

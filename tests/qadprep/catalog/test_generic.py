@@ -2,6 +2,7 @@ import contextlib
 import csv
 import io
 import math
+import os
 import tarfile
 from pathlib import Path
 
@@ -365,3 +366,41 @@ def test_the_reader_in_the_docs_works_as_an_installed_package(tmp_path: Path, mo
         "swapped/3": (1, "3", {"raw": "swapped/3.mp4"}),
     }
     assert catalog.ignored == [("real/notes.txt", "not an mp4 file")]
+
+
+def test_derived_groups_never_meet(tmp_path: Path) -> None:
+    touch_all = ("a/x.mp4", "b/x.mp4", "c.mp4")
+    for name in touch_all:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    rows = ["path,label,method,name", "a/x.mp4,1,A,x", "b/x.mp4,1,B,x", "c.mp4,1,C,A-x"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    groups = [clip.group for clip in read_dataset("generic", tmp_path / "list.csv").clips]
+    assert len(set(groups)) == 3
+
+
+def test_every_face_with_a_mask(tmp_path: Path) -> None:
+    for name in ("x.mp4", "mask.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text("path,label,mask,faces\nx.mp4,1,mask.mp4,all\nx.mp4,1,,some\n")
+    catalog = read_dataset("generic", tmp_path / "list.csv")
+    [clip] = catalog.clips
+    assert (clip.faces, clip.mask) == ("all", "mask.mp4")
+    assert [reason for _, reason in catalog.ignored] == ["faces 'some'; expected largest or all"]
+
+
+@pytest.mark.parametrize("text", [",,\n", "\ufeff", " , \n\n"])
+def test_a_table_without_a_header(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.csv").write_text(text, "utf-8")
+    with pytest.raises(UserError, match=r"no header line|the file is empty"):
+        read_dataset("generic", tmp_path / "list.csv")
+
+
+def test_a_pipe_and_a_giant_are_no_tables(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_dataset("generic", tmp_path / "pipe.csv")
+    with (tmp_path / "giant.csv").open("wb") as file:
+        file.truncate(200 << 30)
+    with pytest.raises(UserError, match="has 214748364800 bytes; a list has 1073741824 at most"):
+        read_dataset("generic", tmp_path / "giant.csv")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qadprep.catalog.base import Catalog, find_dataset
+from qadprep.catalog.base import Catalog, find_dataset, read_dataset
 from qadprep.catalog.wilddeepfake import compressed_path, read_wilddeepfake
 from qadprep.errors import UserError
 
@@ -45,7 +45,7 @@ def test_the_release_as_it_is(tmp_path: Path) -> None:
     ):
         shard(tmp_path / category / "12.tar.gz", *(f"./12/{label}/{s}/{f}.png" for s in (345, 7) for f in (1, 20)))
     shard(tmp_path / "real_train" / "3.tar", "./3/real/345/9.png")
-    catalog = read_wilddeepfake(tmp_path)
+    catalog = read_dataset("wilddeepfake", tmp_path)
     assert facts(catalog) == {
         f"{category}-{place}-{sequence}": (
             "original" if category.startswith("real") else "WildDeepfake",
@@ -82,7 +82,7 @@ def test_other_spellings_and_unpacked_shards(tmp_path: Path) -> None:
     )
     shard(root / "Real Train" / "1.tar.gz", "1/real/5/1.png", "1/real/8/1.png", "1/1.png", "1.png")
     (root / "Real Train" / "2" / "loop").symlink_to(root / "Real Train")
-    catalog = read_wilddeepfake(tmp_path)
+    catalog = read_dataset("wilddeepfake", tmp_path)
     top = "deepfake_in_the_wild/Real Train"
     assert {name: paths["raw"] for name, (_, _, _, paths) in facts(catalog).items()} == {
         "real_train-1-5": f"{top}/1.tar.gz::1/real/5",
@@ -105,7 +105,7 @@ def test_other_spellings_and_unpacked_shards(tmp_path: Path) -> None:
 
 def test_the_category_is_trusted_over_the_inner_label(tmp_path: Path) -> None:
     shard(tmp_path / "fake_test" / "9.tar.gz", "./9/real/1/1.png", "./9/fake/2/1.png", "./9/Real/2/1.png")
-    catalog = read_wilddeepfake(tmp_path)
+    catalog = read_dataset("wilddeepfake", tmp_path)
     assert {clip.name: (clip.label, clip.method) for clip in catalog.clips} == {
         "fake_test-9-1": (1, "WildDeepfake"),
         "fake_test-9-fake-2": (1, "WildDeepfake"),
@@ -134,7 +134,7 @@ def test_unsafe_and_damaged_tars(tmp_path: Path) -> None:
     shard(train / "6.tar.gz", "6/real/1/readme.txt")
     os.mkfifo(train / "7.tar.gz")
     (train / "8.tar.gz").symlink_to(train / "gone")
-    catalog = read_wilddeepfake(tmp_path)
+    catalog = read_dataset("wilddeepfake", tmp_path)
     assert sorted(facts(catalog)) == ["real_train-1-1", "real_train-2-1"]
     assert catalog.ignored == [
         ("real_train/1.tar.gz: /1/real/2/1.png", "an absolute name"),
@@ -159,7 +159,7 @@ def test_made_videos_are_more_qualities_of_their_sequences(tmp_path: Path) -> No
     for clip in read_wilddeepfake(tmp_path).clips:
         touch(tmp_path, compressed_path(clip.paths["raw"], "c23"), compressed_path(clip.paths["raw"], "c40"))
     touch(tmp_path, "c23/fake_test/7/readme.txt", "c23/fake_test/loose.mp4")
-    catalog = read_wilddeepfake(tmp_path)
+    catalog = read_dataset("wilddeepfake", tmp_path)
     assert {clip.name: clip.paths for clip in catalog.clips} == {
         "real_train-12-345": {
             "raw": "real_train/12.tar.gz::12/real/345",

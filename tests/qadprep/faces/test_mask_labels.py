@@ -25,6 +25,13 @@ def test_grey_of_a_lossy_mask_counts_above_the_middle_only() -> None:
     assert covered_share(mask + 1, np.array([0, 0, 10, 10])) == 1
 
 
+def test_a_coloured_mask_counts_as_a_white_one() -> None:
+    for channel in range(3):
+        mask = np.zeros((10, 10, 3), np.uint8)
+        mask[:, :5, channel] = 255
+        assert covered_share(mask, np.array([0, 0, 10, 10])) == 0.5
+
+
 def test_a_face_is_what_most_of_its_frames_say() -> None:
     covered = {(frame, 0): 0.6 for frame in range(10)}  # fake
     covered |= {(frame, 1): 0.05 for frame in range(10)}  # real
