@@ -114,6 +114,7 @@ def test_second_run_skips_and_reports_the_same(ffpp_tree_master: Path, faces_mas
     assert load_config(faces_master).frames == 8
 
 
+@pytest.mark.usefixtures("one_process")
 def test_another_config_is_refused_and_overwrite_replaces(ffpp_tree_master: Path, tmp_path: Path) -> None:
     for name in ("071.parquet", "071.tar"):
         (tmp_path / "ffpp").mkdir(exist_ok=True)
@@ -221,6 +222,7 @@ def test_every_spare_is_tried_where_faces_are_rare(portrait: np.ndarray, tmp_pat
     assert result.tuples == 12 and not result.notes
 
 
+@pytest.mark.usefixtures("one_process")
 def test_retry_failed_and_changed_labels(ffpp_tree_master: Path, tmp_path: Path) -> None:
     config = ExtractConfig(dataset="ffpp", frames=2, size_px=32)
     clips = [clip for clip in read_dataset("ffpp", ffpp_tree_master).clips if clip.group in ("054", "953")]
