@@ -226,15 +226,22 @@ def _linked_path(path: str, entry: Dataset, below_raw: bool) -> str:
 
 
 def _links(root: Path, clips: Sequence[Clip], entry: Dataset) -> dict[Path, Path]:
-    """Folder below the output -> folder of the dataset: the originals appear by links, never by copies."""
+    """Folder below the output -> folder of the dataset: the originals appear by links, never by copies.
+
+    Raises:
+        UserError: raw videos of one method lie in two folders, and one link cannot lead to both.
+    """
     if not entry.inner_quality:
         return {Path("raw"): root / "raw" if _below_raw(clips) else root}
-    links = {}
+    links: dict[Path, Path] = {}
     for clip in clips:
-        if raw := clip.paths.get("raw"):
-            links[Path(_linked_path(raw, entry, False)).parent] = root / Path(raw).parent
-        if clip.mask:
-            links[Path(clip.mask).parent] = root / Path(clip.mask).parent
+        raw = clip.paths.get("raw")
+        seen = [(_linked_path(raw, entry, False), raw)] if raw else []
+        for there, path in [*seen, *([(clip.mask, clip.mask)] if clip.mask else [])]:
+            target = root / Path(path).parent
+            if links.setdefault(Path(there).parent, target) != target:
+                other = links[Path(there).parent]
+                raise UserError(f"{target} and {other} both hold such videos; put them into one, or use --out {root}")
     return links
 
 

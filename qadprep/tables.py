@@ -131,11 +131,17 @@ def _leaks(report: ScanReport) -> None:
     )  # fmt: skip
     _print(
         "one by one",
-        ["kind", "what", "splits", "clips"],
-        [(leak.kind, leak.what, " and ".join(leak.splits), len(leak.clips)) for leak in report.leaks],
+        ["kind", "what", "splits", "clips", "such as"],
+        [(leak.kind, leak.what, " and ".join(leak.splits), len(leak.clips), _some(leak)) for leak in report.leaks],
     )
     if report.dropped:
         say(f"--drop-leaks: {len(report.dropped)} training clips left out")
+
+
+def _some(leak: Leak) -> str:
+    """A few clips of a leak, originals first."""
+    names = sorted((clip.split("/", 1)[1] for clip in leak.clips), key=lambda name: not name.startswith("original/"))
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _quality(quality: QualityReport) -> None:

@@ -189,6 +189,16 @@ def test_copies_of_ffpp_in_other_layouts_become_whole_roots(portrait: np.ndarray
     assert listed == found and all((tmp_path / "all" / path).is_file() for path in listed.paths.values())
 
 
+def test_raw_videos_in_two_folders_cannot_be_linked_into_one(tmp_path: Path) -> None:
+    for folder, name in (("raw", "071"), ("c0", "054")):
+        place = tmp_path / "original_sequences" / "youtube" / folder / "videos"
+        place.mkdir(parents=True)
+        (place / f"{name}.mp4").touch()
+    with pytest.raises(UserError, match="both hold such videos; put them into one, or use --out"):
+        compress_dataset(tmp_path, tmp_path.parent / "two", CompressConfig(dataset="ffpp"))
+    assert not (tmp_path.parent / "two").exists()
+
+
 @pytest.mark.usefixtures("one_process")
 def test_the_dataset_in_a_folder_called_raw(portrait: np.ndarray, tmp_path: Path) -> None:
     root = tmp_path / "cd" / "raw"
