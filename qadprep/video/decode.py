@@ -1,8 +1,6 @@
 """Exact frames by index, through ffmpeg, with luminance thumbnails for the sync test made on the same way."""
 
 import errno
-import functools
-import os
 import signal
 import subprocess
 import tempfile
@@ -14,7 +12,7 @@ from typing import Literal
 import ffmpeg
 import numpy as np
 
-from qadprep.video.ffmpeg import SWS_FLAGS, FfmpegError, die_with_parent, error_line, ffmpeg_exe
+from qadprep.video.ffmpeg import SWS_FLAGS, FfmpegError, error_line, ffmpeg_exe, tied
 from qadprep.video.probe import CONTAINERS, VideoInfo
 
 THUMB_WIDTH, THUMB_HEIGHT = 160, 90
@@ -87,13 +85,11 @@ class FrameReader:
             with error_file.open("wb") as errors:
                 # Not stderr=PIPE: a damaged file can fill the pipe and stop ffmpeg for ever.
                 self._process = subprocess.Popen(
-                    self._command(thumb_file),
+                    **tied(self._command(thumb_file)),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     bufsize=0,
-                    process_group=0,  # Ctrl-C is for the main process alone
-                    preexec_fn=functools.partial(die_with_parent, os.getpid()),
                 )
             try:
                 for index in self.indices:

@@ -1,6 +1,5 @@
 """Write videos the FaceForensics++ way: raw as lossless RGB H.264, c23 and c40 from RGB frames as 4:4:4 H.264."""
 
-import functools
 import os
 import re
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import ffmpeg
 import numpy as np
 
-from qadprep.video.ffmpeg import SWS_FLAGS, FfmpegError, die_with_parent, error_line, ffmpeg_exe
+from qadprep.video.ffmpeg import SWS_FLAGS, FfmpegError, error_line, ffmpeg_exe, tied
 
 
 def crf_of(quality: str) -> int | None:
@@ -122,12 +121,10 @@ def _run(stream: object, path: Path, frames: Iterable[np.ndarray] | None, **opti
     try:
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
-                command,
+                **tied(command),
                 stdin=subprocess.DEVNULL if frames is None else subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                process_group=0,  # Ctrl-C is for the main process alone
-                preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
             try:
                 if frames is not None:
