@@ -83,7 +83,7 @@ def tied(command: list[str]) -> dict[str, Any]:
     """Arguments of Popen with which a program ends when this process is killed, and Ctrl-C passes it by.
 
     Through util-linux's setpriv where it is there: a function to run between fork and exec would make Python copy the
-    page tables of a large process, 40 ms a start with torch loaded against 5.
+    page tables of the whole process at every start.
     """
     if _setpriv():
         return {"args": ["setpriv", "--pdeathsig", "KILL", "--", *command], "process_group": 0}
