@@ -83,8 +83,7 @@ class _Extraction:
                     if record.frames < floor:
                         self.files[clip.id, quality].refuse(
                             "too_short",
-                            f"{record.path or clip.id}: has {record.frames} frames, {floor} are to be sampled from "
-                            "each clip",
+                            f"{record.shown}: has {record.frames} frames, {floor} are to be sampled from each clip",
                         )
                 del lengths[clip.id]
                 continue
@@ -202,8 +201,9 @@ class _Extraction:
 
     def _refuse(self, file: GroupFile, sync: Sync, same_size: bool) -> None:
         cause = _explain(sync) if same_size else f"picture is {file.info.width}x{file.info.height}"
-        name = file.record.path or f"{file.record.method}/{file.record.clip} {file.record.quality}"
-        file.refuse("sync_refused", f"{name}: does not show the same frames as the clip's best quality ({cause})")
+        file.refuse(
+            "sync_refused", f"{file.record.shown}: does not show the same frames as the clip's best quality ({cause})"
+        )
 
     def _note_damage(self, file: GroupFile, error: str | None, status: dict[Spot, str]) -> None:
         lost = sorted(frame for (frame, _), word in status.items() if word == "decode_error")
@@ -214,7 +214,7 @@ class _Extraction:
                 which = f"{len(set(lost))} pictures, number {first} the first,"
             else:
                 which = f"frames from {first} on"
-            file.refuse("decode_error", f"{file.record.path}: {which} could not be decoded ({cause})")
+            file.refuse("decode_error", f"{file.record.shown}: {which} could not be decoded ({cause})")
 
     # Rows
 
@@ -311,6 +311,9 @@ def extract_group(
     with GroupFiles(group, root, config, timer, out / group.dataset) as files:
         work = _Extraction(group, files, config, detector, timer, threads)
         work.run()
+    # What is remarkable about a file that was used all the same.
+    work.notes += [(clip, f.record.message) for (clip, _), f in files.files.items() if f.record.status == "ok"
+                   and f.record.message]  # fmt: skip
     records = files.records
     with timer.stage("write"):
         size = write_pack(

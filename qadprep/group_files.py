@@ -145,9 +145,12 @@ class GroupFiles:
         info = file.source.info
         record.width, record.height, record.frames = info.width, info.height, info.frames
         record.fps, record.pix_fmt, record.crf = str(info.fps), info.pix_fmt, info.crf
-        if file.source.pictures and file.source.pictures.skipped:
-            name, reason = file.source.pictures.skipped[0]
-            record.message = f"{path}: {len(file.source.pictures.skipped)} pictures left out ({name}: {reason} ...)"
+        pictures = file.source.pictures
+        if pictures and pictures.skipped:
+            name, reason = pictures.skipped[0]
+            record.message = f"{path}: {len(pictures.skipped)} pictures left out ({name}: {reason} ...)"
+        if pictures and pictures.error:
+            record.message = f"{path}: {pictures.error}; what lies before was taken"
 
     def _make(self, clip: Clip, quality: str) -> GroupFile:
         """Encode a quality from the clip's raw file into the scratch folder."""

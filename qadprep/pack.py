@@ -47,6 +47,11 @@ class FileRecord:
     sync: dict[str, Any] | None = None
     made: dict[str, Any] | None = None
 
+    @property
+    def shown(self) -> str:
+        """What the user knows the file by: its path, or the clip and quality where it has none of its own."""
+        return self.path or f"{self.method}/{self.clip} {self.quality}"
+
 
 @dataclass
 class Row:

@@ -8,6 +8,7 @@ import pytest
 from qadprep.catalog.base import read_dataset
 from qadprep.catalog.manifest import write_manifest
 from qadprep.config import ExtractConfig
+from qadprep.crops import encode_png
 from qadprep.errors import UserError
 from qadprep.extract_dataset import ExtractSummary, extract
 from qadprep.pack import find_packs, read_pack
@@ -41,6 +42,8 @@ def test_a_file_that_lies_about_its_quality_is_refused_by_name(ffpp_tree: Path, 
     }
     accepted = run(ffpp_tree, tmp_path / "b", CONFIG.model_copy(update={"accept_mislabelled": True})).as_dict()
     assert not accepted["failures"] and accepted["tuples"] == result["tuples"] + 3
+    [note] = accepted["notes"]  # used, but not in silence
+    assert note["clip"] == "ffpp/Deepfakes/054_071" and "made with CRF 40, its folder says c23" in note["note"]
 
 
 def test_raw_must_be_lossless_where_the_dataset_promises_it(ffpp_tree: Path, tmp_path: Path) -> None:
@@ -123,3 +126,18 @@ def test_made_files_of_clips_with_joining_names_stay_apart(ffpp_tree_master: Pat
     result = run(tmp_path / "list.csv", tmp_path / "out", config).as_dict()
     assert result["tuples"] == 6 and not result["failures"]
     assert min(row["c23_psnr_db"] for row in rows_of(tmp_path / "out")) > 34
+
+
+def test_pictures_that_are_left_out_are_noted(ffpp_tree_master: Path, tmp_path: Path) -> None:
+    video = ffpp_tree_master / "original_sequences" / "youtube" / "raw" / "videos" / "071.mp4"
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for index, frame in enumerate(decode_at(video, probe(video), range(5))):
+        (folder / f"{index}.png").write_bytes(encode_png(frame))
+    (folder / "cover.png").write_bytes((folder / "0.png").read_bytes())
+    (tmp_path / "list.csv").write_text("path,label\nshots/,0\n")
+    config = ExtractConfig(dataset="generic", frames=3, size_px=32, qualities=("raw",))
+    result = run(tmp_path / "list.csv", tmp_path / "out", config).as_dict()
+    assert result["tuples"] == 3 and not result["failures"]
+    [note] = result["notes"]
+    assert note["clip"] == "generic/original/shots" and "1 pictures left out (cover.png" in note["note"]

@@ -37,6 +37,18 @@ def test_the_shipped_list_is_the_official_one_turned_round() -> None:
     assert labels["YouTube-real", "00170"] == 0 and labels["Celeb-synthesis", "id17_id2_0003"] == 1
 
 
+def test_how_far_the_official_list_reaches_into_the_rest() -> None:
+    """The figures of docs/datasets/celebdf.md."""
+    listed = labels()
+    real = {stem for (kind, stem), _ in listed.items() if kind == "Celeb-real"}
+    fakes = [stem.split("_") for (kind, stem), _ in listed.items() if kind == "Celeb-synthesis"]
+    targets = {f"{target}_{recording}" for target, _, recording in fakes}
+    shown = {stem.split("_")[0] for stem in real}
+    named = shown | {name for target, donor, _ in fakes for name in (target, donor)}
+    assert (len(real), len(targets), len(targets & real), len(targets - real)) == (108, 213, 49, 164)
+    assert (len(targets | real), len(shown), len(named)) == (272, 51, 56)
+
+
 def test_the_test_list_of_other_spellings() -> None:
     text = "1 Youtube-REAL/00170.mp4\r\n0 Celeb-synthesis/videos/id1_id2_0003.mp4\n2 Celeb-real/id1_0000.mp4\n\nno\n"
     assert parse_test_list(text) == {("YouTube-real", "00170"): 0, ("Celeb-synthesis", "id1_id2_0003"): 1}
