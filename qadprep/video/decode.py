@@ -1,32 +1,41 @@
-"""Exact frames by index, through ffmpeg, with luminance thumbnails for the sync test made on the same way."""
+"""Exact frames by index. Only what the wanted frames need is decoded, and each one is known by its time stamp."""
 
+import contextlib
 import errno
-import signal
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+import struct
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import ffmpeg
 import numpy as np
 
-from qadprep.video.ffmpeg import SWS_FLAGS, FfmpegError, error_line, ffmpeg_exe, tied
-from qadprep.video.probe import CONTAINERS, VideoInfo
+from qadprep.video.decoded import THUMB_HEIGHT, THUMB_WIDTH, Converter, Decoded, DecodedFrame, thumbnail_of
+from qadprep.video.ffmpeg import FfmpegError
+from qadprep.video.packets import EXPLODE, PacketTable, opened, packet_table
+from qadprep.video.probe import VideoInfo
 
-THUMB_WIDTH, THUMB_HEIGHT = 160, 90
+__all__ = [
+    "THUMB_HEIGHT",
+    "THUMB_WIDTH",
+    "Decoded",
+    "FrameReader",
+    "check_indices",
+    "decode_at",
+    "iter_frames",
+    "thumbnail_of",
+]
 
-# Exit codes with which ffmpeg says: ended by a signal, no space left, no memory (the low byte of its error).
-_NOT_THE_FILE = (255, 256 - errno.ENOSPC, 256 - errno.ENOMEM)
+# Errors of the machine, which say nothing about the file.
+_NOT_THE_FILE = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """One decoded frame: `rgb` uint8 (height, width, 3), RGB, at frame `index` of the file."""
+class _PassError(Exception):
+    """The pass ends here; the message says why."""
 
-    index: int
-    rgb: np.ndarray
+
+class _LeadingLostError(Exception):
+    """The first picture to come out is that of the first packet, though others should be shown before it."""
 
 
 class FrameReader:
@@ -36,15 +45,14 @@ class FrameReader:
         path: video file.
         info: its probe; gives the picture size.
         indices: frame numbers from 0, counted in display order, strictly rising.
-        thumbs: which frames also get a 160x90 luminance thumbnail: `"selected"` (those at `indices`), `"all"`
-            (every frame from 0 to `thumbs_to`), or None.
-        thumbs_to: last frame with a thumbnail; the last index when not given.
-        threads: decoder threads of ffmpeg.
+        thumbs_at: frame numbers that also get a 160x90 luminance thumbnail; those outside the file are left out.
+        threads: decoder threads for H.264 in mp4 and mkv; others have one. The output does not depend on it.
 
-    Iterating yields `Decoded`, and raises FfmpegError when ffmpeg was ended from outside or had no memory or disk: that
-    says nothing about the file. After the iteration `thumbnails` maps frame index -> uint8 (90, 160).
-    Frames that the decoder could not give are not yielded: `missing` lists them, `error` says why.
-    Used as a context manager it leaves no process behind, whatever happens.
+    Iterating yields `Decoded`, and raises FfmpegError when there was no memory, disk or file handle left: that says
+    nothing about the file. After the iteration `thumbnails` maps frame index -> uint8 (90, 160).
+    A damaged picture ends the pass. Frames that could not be given are not yielded: `missing` lists them, `error`
+    says why. `packets_read` and `frames_decoded` count what was read and what was given to the decoder.
+    Used as a context manager it leaves no file open, whatever happens.
     """
 
     def __init__(
@@ -53,137 +61,189 @@ class FrameReader:
         info: VideoInfo,
         indices: Sequence[int],
         *,
-        thumbs: Literal["selected", "all"] | None = None,
-        thumbs_to: int | None = None,
+        thumbs_at: Collection[int] = (),
         threads: int = 1,
     ) -> None:
         self.path, self.info = Path(path), info
-        self.indices = [int(index) for index in indices]
-        if not self.indices or any(b <= a for a, b in zip(self.indices, self.indices[1:], strict=False)):
-            raise ValueError(f"indices must be strictly rising and not empty, got {self.indices[:8]}")
-        if self.indices[0] < 0:
-            raise ValueError(f"indices must not be negative, got {self.indices[0]}")
-        self.thumbs, self.threads = thumbs, threads
-        self.thumbs_to = self.indices[-1] if thumbs_to is None else thumbs_to
+        self.indices = check_indices(indices)
+        self.thumbs_at = frozenset(int(index) for index in thumbs_at if index >= 0)
+        self.threads = threads
+        self._iteration: Iterator[Decoded] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
         self.thumbnails: dict[int, np.ndarray] = {}
         self.missing: list[int] = []
         self.error: str | None = None
-        self._process: subprocess.Popen | None = None
+        self.packets_read = self.frames_decoded = 0
+        self._done = 0  # how many of the indices were given
+        self._converter: Converter | None = None
 
     def __enter__(self) -> "FrameReader":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stop()
+        if self._iteration is not None:
+            self._iteration.close()
 
     def __iter__(self) -> Iterator[Decoded]:
-        size = self.info.width * self.info.height * 3
-        done = 0
-        with tempfile.TemporaryDirectory(prefix="qadprep-decode-") as folder:
-            thumb_file = Path(folder, "thumbs.gray")
-            error_file = Path(folder, "stderr.txt")
-            with error_file.open("wb") as errors:
-                # Not stderr=PIPE: a damaged file can fill the pipe and stop ffmpeg for ever.
-                self._process = subprocess.Popen(
-                    **tied(self._command(thumb_file)),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    bufsize=0,
-                )
+        if self._iteration is not None:
+            self._iteration.close()
+        self._iteration = self._iterate()
+        return self._iteration
+
+    def _iterate(self) -> Iterator[Decoded]:
+        self._reset()
+        with self._errors():
+            table = packet_table(self.path)
             try:
-                for index in self.indices:
-                    buffer = self._read(size)
-                    if buffer is None:
-                        break
-                    done += 1
-                    yield Decoded(index, np.frombuffer(buffer, np.uint8).reshape(self.info.height, self.info.width, 3))
-                self._process.stdout.close()
-                code = self._process.wait()
-            finally:
-                self._stop()
-            self.missing = self.indices[done:]
-            if code in _NOT_THE_FILE or (code < 0 and code != -signal.SIGPIPE):
-                raise FfmpegError(f"{self.path}: ffmpeg ended with {code} ({error_line(error_file.read_bytes())})")
-            if self.missing or code not in (0, -signal.SIGPIPE):
-                self.error = error_line(error_file.read_bytes())
-            if self.thumbs:
-                self._read_thumbs(thumb_file)
+                try:
+                    yield from self._pass(table, self.threads)
+                except _LeadingLostError:
+                    table = table.without_leading()
+                    yield from self._pass(table, self.threads)
+            except _PassError:
+                if self.threads == 1:
+                    raise
+                # Several threads run ahead of the damage and take good frames with them: these are fetched alone.
+                yield from self._pass(table, 1)
+            if self._done < len(self.indices):
+                missing = self.indices[self._done]
+                raise _PassError(table.error or f"there is no frame {missing}, the file ends before it")
+        self.missing = self.indices[self._done :]
 
-    def _command(self, thumb_file: Path) -> list[str]:
-        select = "+".join(f"between(n,{a},{b})" if b > a else f"eq(n,{a})" for a, b in _runs(self.indices))
-        source = ffmpeg.input(
-            str(self.path.absolute()),
-            threads=self.threads,
-            # A damaged picture ends the pass (with -xerror below): concealment would hand out a smear, and leaving
-            # the frame out would shift every later index by one.
-            err_detect="explode",
-            format_whitelist=CONTAINERS,
-            protocol_whitelist="file",
-        )
-        wanted = ffmpeg.output(
-            source.video.filter("select", select)
-            if self.thumbs is None
-            else (chosen := source.video.filter("select", select).filter_multi_output("split"))[0]
-            if self.thumbs == "selected"
-            else (both := source.video.filter_multi_output("split"))[0].filter("select", select),
-            "pipe:1",
-            format="rawvideo",
-            pix_fmt="rgb24",
-            fps_mode="passthrough",
-            sws_flags=SWS_FLAGS,
-            **{"frames:v": len(self.indices)},
-        )
-        outputs = [wanted]
-        if self.thumbs:
-            stream = chosen[1] if self.thumbs == "selected" else both[1]
-            count = len(self.indices) if self.thumbs == "selected" else self.thumbs_to + 1
-            small = stream.filter("scale", THUMB_WIDTH, THUMB_HEIGHT, flags="area+accurate_rnd+bitexact")
-            outputs.append(
-                ffmpeg.output(
-                    # By way of RGB: straight from YUV the grey would keep the video's limited range, raw's would not.
-                    small.filter("format", "rgb24").filter("format", "gray"),
-                    str(thumb_file),
-                    format="rawvideo",
-                    pix_fmt="gray",
-                    fps_mode="passthrough",
-                    **{"frames:v": count},
-                )
-            )
-        command = ffmpeg.merge_outputs(*outputs) if len(outputs) > 1 else wanted
-        return ffmpeg.compile(
-            command.global_args("-hide_banner", "-nostdin", "-xerror", "-loglevel", "error", "-filter_threads", "1"),
-            cmd=ffmpeg_exe(),
-            overwrite_output=True,
-        )
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Let an error end the iteration, unless it says nothing about the file."""
+        import av
 
-    def _read(self, size: int) -> bytearray | None:
-        buffer = bytearray(size)
-        view, filled = memoryview(buffer), 0
-        while filled < size:
-            count = self._process.stdout.readinto(view[filled:])
-            if not count:
-                return None
-            filled += count
-        return buffer
+        try:
+            yield
+        except _PassError as error:
+            self.error = str(error)
+        except (av.error.FFmpegError, OSError, MemoryError) as error:
+            # PyAV's errors carry FFmpeg's number; so do those of a full disk or memory.
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_FILE:
+                raise FfmpegError(f"{self.path}: decoding failed ({_words(error)})") from error
+            self.error = _words(error)
 
-    def _read_thumbs(self, thumb_file: Path) -> None:
-        numbers = self.indices if self.thumbs == "selected" else range(self.thumbs_to + 1)
-        raw = np.fromfile(thumb_file, np.uint8) if thumb_file.exists() else np.empty(0, np.uint8)
-        count = raw.size // (THUMB_WIDTH * THUMB_HEIGHT)
-        pictures = raw[: count * THUMB_WIDTH * THUMB_HEIGHT].reshape(count, THUMB_HEIGHT, THUMB_WIDTH)
-        self.thumbnails = dict(zip(numbers, pictures, strict=False))
-
-    def _stop(self) -> None:
-        process = self._process
-        if process is None:
+    def _pass(self, table: PacketTable, threads: int) -> Iterator[Decoded]:
+        """Decode what is needed behind the frames that are done already."""
+        wanted = set(self.indices[self._done :])
+        thumbs = {index for index in self.thumbs_at - self.thumbnails.keys() if index < table.frames}
+        if not (needed := wanted | thumbs):
             return
-        if process.stdout and not process.stdout.closed:
-            process.stdout.close()
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        self._process = None
+        with contextlib.closing(self._numbered(table, needed, threads)) as numbered:
+            for index, frame in numbered:
+                if frame.is_corrupt:
+                    raise _PassError(f"frame {index} is damaged")
+                if index not in needed:
+                    continue
+                decoded = DecodedFrame(index, frame, self._converter_for(frame, index))
+                if index in thumbs:
+                    self.thumbnails[index] = decoded.thumbnail
+                if index in wanted:
+                    self._done += 1
+                    yield decoded
+
+    def _numbered(self, table: PacketTable, needed: set[int], threads: int) -> Iterator[tuple[int, Any]]:
+        """(frame number, PyAV's frame) of what comes out of the decoder, rising, up to the last needed one."""
+        if not table.exact:
+            final = max(needed)
+            with contextlib.closing(self._decoded(table, None, threads)) as frames:
+                for index, frame in enumerate(frames):
+                    yield index, frame
+                    if index == final:
+                        return
+            return
+        plan = table.plan(needed)
+        numbers = ((number, pts) for number, pts, kept in zip(table.number, table.pts, plan, strict=False) if kept)
+        expected = iter(sorted((number, pts) for number, pts in numbers if number is not None))
+        first = True
+        with contextlib.closing(self._decoded(table, plan, threads)) as frames:
+            for frame in frames:
+                index, pts = next(expected, (None, None))
+                if frame.pts != pts or index is None:
+                    if first and table.number[0] and frame.pts == table.pts[0]:
+                        raise _LeadingLostError
+                    raise _PassError(
+                        "more frames came out of the decoder than the file holds"
+                        if index is None
+                        else f"frame {index} did not come out of the decoder"
+                    )
+                first = False
+                yield index, frame
+        if (lost := next(expected, None)) is not None:
+            raise _PassError(f"frame {lost[0]} did not come out of the decoder")
+
+    def _decoded(self, table: PacketTable, plan: list[bool] | None, threads: int) -> Iterator[Any]:
+        """The frames of the planned packets (None: all) in display order."""
+        import av
+
+        with opened(self.path) as container:
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            if context is None:
+                raise _PassError("there is no decoder for it")
+            context.options = EXPLODE
+            # Other codecs, and streams that can lose packets on their way, decode damage in another way each time
+            # when several threads are at work.
+            alike = context.name == "h264" and container.format.name.startswith(("mov", "matroska"))
+            context.thread_count = threads if alike else 1
+            context.thread_type = "AUTO" if context.thread_count > 1 else "SLICE"
+            count = len(table.pts) if plan is None else len(plan)
+            place, cut_off = -1, None
+            for packet in container.demux(stream) if count else ():
+                if not packet.size:
+                    continue
+                place += 1
+                self.packets_read += 1
+                if place >= len(table.pts) or packet.pts != table.pts[place]:
+                    raise _PassError("the file changed while it was read")
+                if plan is None or plan[place]:
+                    if packet.is_corrupt:
+                        cut_off = f"packet {place} is cut off or damaged"
+                        break
+                    self.frames_decoded += 1
+                    try:
+                        frames = context.decode(packet)
+                    except av.error.FFmpegError as error:
+                        _raise_unless_damage(error)
+                        raise _PassError(f"packet {place} could not be decoded ({_words(error)})") from error
+                    yield from frames
+                if place == count - 1:
+                    break
+            try:
+                frames = context.decode(None) if count else []
+            except av.error.FFmpegError as error:
+                _raise_unless_damage(error)
+                raise _PassError(f"the last packets could not be decoded ({_words(error)})") from error
+            yield from frames
+            if cut_off:
+                raise _PassError(cut_off)
+
+    def _converter_for(self, frame: Any, index: int) -> Converter:
+        if self._converter is None:
+            self._converter = Converter(_display_matrix(frame))
+        turn = self._converter.turn
+        size = (frame.height, frame.width) if turn and turn[0] else (frame.width, frame.height)
+        if size != (self.info.width, self.info.height):
+            raise _PassError(f"frame {index} is {size[0]}x{size[1]}, expected {self.info.width}x{self.info.height}")
+        return self._converter
+
+
+def check_indices(indices: Sequence[int]) -> list[int]:
+    """The indices as a list.
+
+    Raises:
+        ValueError: they are empty, negative, or not strictly rising.
+    """
+    indices = [int(index) for index in indices]
+    if not indices or any(b <= a for a, b in itertools.pairwise(indices)):
+        raise ValueError(f"indices must be strictly rising and not empty, got {indices[:8]}")
+    if indices[0] < 0:
+        raise ValueError(f"indices must not be negative, got {indices[0]}")
+    return indices
 
 
 def decode_at(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np.ndarray:
@@ -206,12 +266,18 @@ def iter_frames(path: str | Path, info: VideoInfo) -> Iterator[np.ndarray]:
             yield decoded.rgb
 
 
-def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut rising indices into runs of consecutive numbers, so that the select expression stays short."""
-    start = previous = indices[0]
-    for index in indices[1:]:
-        if index != previous + 1:
-            yield start, previous
-            start = index
-        previous = index
-    yield start, previous
+def _display_matrix(frame: Any) -> tuple[int, ...] | None:
+    try:
+        data = bytes(frame.side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return None
+    return struct.unpack("=9i", data[:36]) if len(data) >= 36 else None
+
+
+def _raise_unless_damage(error: Exception) -> None:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_FILE:
+        raise error
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__

@@ -1,5 +1,6 @@
 """Write videos the FaceForensics++ way: raw as lossless RGB H.264, c23 and c40 from RGB frames as 4:4:4 H.264."""
 
+import errno
 import os
 import re
 import subprocess
@@ -57,6 +58,7 @@ def compress(src: Path, dst: Path, crf: int, pix_fmt: str = "yuv444p") -> None:
 
     Raises:
         FfmpegError: decoding or encoding failed.
+        OSError: the disk is full.
     """
     source = ffmpeg.input(str(Path(src).absolute()), err_detect="explode")
     rgb = source.video.filter("format", "gbrp")
@@ -140,7 +142,11 @@ def _run(stream: object, path: Path, frames: Iterable[np.ndarray] | None, **opti
                     process.wait()
             if code != 0:
                 errors.seek(0)
-                raise FfmpegError(f"{path}: encoding failed ({error_line(errors.read())})")
+                said = errors.read()
+                if os.strerror(errno.ENOSPC).encode() in said:
+                    # Not the video's fault: it must not be noted down as one that cannot be encoded.
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
+                raise FfmpegError(f"{path}: encoding failed ({error_line(said)})")
         os.chmod(temporary, 0o644)  # noqa: PTH101  (mkstemp makes it private)
         temporary.replace(path)
     finally:

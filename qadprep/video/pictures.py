@@ -5,13 +5,11 @@ import functools
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
-import cv2
 import numpy as np
 
 from qadprep.catalog.pictures import (
@@ -23,7 +21,7 @@ from qadprep.catalog.pictures import (
     list_tar,
     split_path,
 )
-from qadprep.video.decode import THUMB_HEIGHT, THUMB_WIDTH, Decoded
+from qadprep.video.decode import Decoded, check_indices
 from qadprep.video.probe import ProbeError, VideoInfo
 from qadprep.video.stills import PictureError, TooLargeError, decode_picture, picture_header
 
@@ -134,34 +132,28 @@ class PictureReader:
     Args:
         sequence: an opened sequence.
         indices: positions in the sequence from 0 (not frame numbers), strictly rising.
-        thumbs: which pictures also get a 160x90 luminance thumbnail: `"selected"` (those at `indices`), `"all"`
-            (every one from 0 to `thumbs_to`), or None.
-        thumbs_to: last position with a thumbnail; the last index when not given.
+        thumbs_at: positions that also get a 160x90 luminance thumbnail; those outside the sequence are left out.
 
     Iterating yields `Decoded` with uint8 RGB of the sequence's size; grey, transparent and 16-bit pictures become that
     too (transparency is dropped, an orientation tag not obeyed). After the iteration `thumbnails` maps position ->
     uint8 (90, 160). A damaged picture, or one of another size than the sequence's, loses only itself: `missing` lists
-    the wanted positions that could not be given, `error` is the first cause.
+    the wanted positions that could not be given, `error` is the first cause. `frames_decoded` counts the pictures.
     """
 
     def __init__(
         self,
         sequence: PictureSequence,
         indices: Sequence[int],
-        thumbs: Literal["selected", "all"] | None = None,
-        thumbs_to: int | None = None,
+        *,
+        thumbs_at: Collection[int] = (),
     ) -> None:
         self.sequence, self.info = sequence, sequence.info
-        self.indices = [int(index) for index in indices]
-        if not self.indices or any(b <= a for a, b in zip(self.indices, self.indices[1:], strict=False)):
-            raise ValueError(f"indices must be strictly rising and not empty, got {self.indices[:8]}")
-        if self.indices[0] < 0:
-            raise ValueError(f"indices must not be negative, got {self.indices[0]}")
-        self.thumbs = thumbs
-        self.thumbs_to = self.indices[-1] if thumbs_to is None else thumbs_to
+        self.indices = check_indices(indices)
+        self.thumbs_at = frozenset(int(index) for index in thumbs_at if 0 <= index < len(sequence.numbers))
         self.thumbnails: dict[int, np.ndarray] = {}
         self.missing: list[int] = []
         self.error: str | None = None
+        self.frames_decoded = 0
 
     def __enter__(self) -> "PictureReader":
         return self
@@ -170,21 +162,22 @@ class PictureReader:
         pass  # the tar is open only while the iteration runs
 
     def __iter__(self) -> Iterator[Decoded]:
-        self.thumbnails, self.missing, self.error = {}, [], None
+        self.thumbnails, self.missing, self.error, self.frames_decoded = {}, [], None, 0
         wanted = set(self.indices)
-        positions = sorted(wanted | set(range(self.thumbs_to + 1))) if self.thumbs == "all" else self.indices
         try:
             with self.sequence._source.opened() as handle:
-                for position in positions:
+                for position in sorted(wanted | self.thumbs_at):
                     rgb = self._decode(handle, position)
                     if rgb is None:
                         if position in wanted:
                             self.missing.append(position)
                         continue
-                    if self.thumbs == "selected" or (self.thumbs == "all" and position <= self.thumbs_to):
-                        self.thumbnails[position] = thumbnail(rgb)
+                    self.frames_decoded += 1
+                    decoded = Decoded(position, rgb)
+                    if position in self.thumbs_at:
+                        self.thumbnails[position] = decoded.thumbnail
                     if position in wanted:
-                        yield Decoded(position, rgb)
+                        yield decoded
         except PictureError as error:
             self.missing, self.error = list(self.indices), str(error)
 
@@ -201,12 +194,6 @@ class PictureReader:
         except PictureError as error:
             self.error = self.error or str(error)
             return None
-
-
-def thumbnail(rgb: np.ndarray) -> np.ndarray:
-    """The 160x90 luminance of a picture, uint8 (90, 160), as `FrameReader` makes it of a video's frame."""
-    small = cv2.resize(rgb, (THUMB_WIDTH, THUMB_HEIGHT), interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
 
 
 # Listing

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from qadprep.video.bitstream import is_hidden
+
 # Containers that hold a video themselves. Playlists and concat scripts are text files that name other files.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc"
 MAX_PICTURE_PX = 8192 * 8192
@@ -163,10 +165,11 @@ def _count_packets(container, stream) -> tuple[int, bytes, int]:  # noqa: ANN001
     import av
 
     frames, first, rotation = 0, b"", None
+    codec = stream.codec_context.name if stream.codec_context else ""
     for packet in container.demux(stream):
         # The last packet that demux yields is an empty flush marker. A packet outside an edit list is marked
         # `is_discard`: no player and no ffmpeg run shows it, so it is not a frame.
-        if packet.size == 0 or packet.is_discard:
+        if packet.size == 0 or packet.is_discard or is_hidden(codec, memoryview(packet)):
             continue
         if frames == 0:
             first = bytes(packet)

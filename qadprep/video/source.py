@@ -1,9 +1,8 @@
 """Where a clip's frames come from: a video file, or pictures that others have cut already."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from qadprep.video.decode import FrameReader
 from qadprep.video.pictures import PictureReader, PictureSequence, is_pictures
@@ -28,14 +27,13 @@ class Source:
         self,
         indices: Sequence[int],
         *,
-        thumbs: Literal["selected", "all"] | None = None,
-        thumbs_to: int | None = None,
+        thumbs_at: Collection[int] = (),
         threads: int = 1,
     ) -> FrameReader | PictureReader:
         """A reader of the frames at `indices` (positions from 0, rising); arguments as in `FrameReader`."""
         if self.pictures is not None:
-            return PictureReader(self.pictures, indices, thumbs=thumbs, thumbs_to=thumbs_to)
-        return FrameReader(self.path, self.info, indices, thumbs=thumbs, thumbs_to=thumbs_to, threads=threads)
+            return PictureReader(self.pictures, indices, thumbs_at=thumbs_at)
+        return FrameReader(self.path, self.info, indices, thumbs_at=thumbs_at, threads=threads)
 
     def number(self, position: int) -> int:
         """The frame number that names a frame: its position in a video, the number in a picture's file name."""

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qadprep.catalog.pictures import TarListing, is_pictures, list_tar, split_path
-from qadprep.video.decode import FrameReader
+from qadprep.video.decode import Decoded, FrameReader
 from qadprep.video.encode import write_raw
-from qadprep.video.pictures import PictureReader, PictureSequence, thumbnail
+from qadprep.video.pictures import PictureReader, PictureSequence
 from qadprep.video.probe import ProbeError, probe
 
 FOLDER = "12/real/345"
@@ -165,7 +165,7 @@ def test_a_damaged_picture_loses_only_itself(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {f"x/{i}.png": data for i, (data, _) in enumerate(contents)})
     sequence = PictureSequence.open(tmp_path, "a.tar::x")
     assert (sequence.info.frames, sequence.info.width, sequence.info.height) == (len(contents), 64, 48)
-    frames, reader = read(sequence, list(range(len(contents))), thumbs="selected")
+    frames, reader = read(sequence, list(range(len(contents))), thumbs_at=range(len(contents)))
     assert sorted(frames) == sorted(reader.thumbnails) == [1, 10]
     assert reader.missing == [i for i, (_, reason) in enumerate(contents) if reason]
     assert reader.error == "0.png: empty file"
@@ -191,17 +191,17 @@ def test_thumbnails_agree_with_those_of_a_video(tmp_path: Path) -> None:
     write_raw(frames, tmp_path / "v.mp4", 25)
     write_tar(tmp_path / "a.tar", {f"x/{i}.png": png(frame) for i, frame in enumerate(frames)})
     sequence = PictureSequence.open(tmp_path, "a.tar::x")
-    got, reader = read(sequence, [4, 6], thumbs="all", thumbs_to=9)
+    got, reader = read(sequence, [4, 6], thumbs_at=[*range(10), -1, 12])
     assert sorted(got) == [4, 6] and sorted(reader.thumbnails) == list(range(10))
-    _, selected = read(sequence, [4, 6], thumbs="selected")
+    _, selected = read(sequence, [4, 6], thumbs_at=[4, 6])
     assert sorted(selected.thumbnails) == [4, 6]
-    with FrameReader(tmp_path / "v.mp4", probe(tmp_path / "v.mp4"), [4], thumbs="all", thumbs_to=9) as video:
+    with FrameReader(tmp_path / "v.mp4", probe(tmp_path / "v.mp4"), [4], thumbs_at=range(10)) as video:
         list(video)
     for index, expected in video.thumbnails.items():
         own = reader.thumbnails[index]
         assert own.shape == (90, 160) and own.dtype == np.uint8
         assert np.abs(own.astype(int) - expected).mean() < 1.5
-    np.testing.assert_array_equal(selected.thumbnails[4], thumbnail(frames[4]))
+    np.testing.assert_array_equal(selected.thumbnails[4], Decoded(4, frames[4]).thumbnail)
 
 
 def test_reading_twice_and_leaving_early(tmp_path: Path) -> None:
