@@ -5,6 +5,7 @@ This module decides which detector runs; it loads torch only when a detector is 
 
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 from qadprep.errors import UserError
 from qadprep.faces.base import Detector, Face
@@ -54,23 +55,27 @@ def choose_detector(name: str = "auto", weights: Path | None = None) -> tuple[st
     return "retinaface", f"using RetinaFace, weights found: {found}"
 
 
-def make_detector(name: str, weights: Path | None = None, device: str = "cpu") -> Detector:
+def make_detector(
+    name: str, weights: Path | None = None, device: str = "cpu", *, precision: str = "fp32", **options: Any
+) -> Detector:
     """Load the detector that `choose_detector` settles on; downloads RetinaFace's weights where they are
     missing.
 
-    device: "cpu", "cuda" or "cuda:<n>". Raises UserError as `choose_detector` does, for a device that is not
-    there, and for weights that cannot be had or do not fit.
+    device: "cpu", "cuda" or "cuda:<n>". precision: "fp32", or on CUDA also "fp16" and "bf16", which then are part
+    of the identity: fp32 is the default everywhere, so that the same settings give the same faces on any device.
+    options: further arguments of the detector's class. Raises UserError as `choose_detector` does, for a device that
+    is not there or cannot do the precision, and for weights that cannot be had or do not fit.
     """
     chosen, _ = choose_detector(name, weights)
     _check_device(device)
     if chosen == "mtcnn":
         from qadprep.faces.mtcnn import MtcnnDetector
 
-        return MtcnnDetector(device)
+        return MtcnnDetector(device, precision=precision, **options)
     from qadprep.faces.retinaface import RetinaFaceDetector
     from qadprep.faces.weights import fetch
 
-    return RetinaFaceDetector(weights or fetch(RETINAFACE), device)
+    return RetinaFaceDetector(weights or fetch(RETINAFACE), device, precision=precision, **options)
 
 
 def _retinaface_installed() -> bool:

@@ -1,10 +1,13 @@
 """Follow faces through sparsely sampled frames, and name the person a clip is about.
 
 Sampled frames may lie one frame apart or dozens, so a pair of sightings is judged by how far the face moved
-in units of its own size, with an allowance that grows with the gap. No picture content is looked at: after a
-cut, another person of the same size at the same place continues the track.
+in units of its own size, with an allowance that grows with the gap. By itself this looks at no picture: after a
+cut, another person of the same size at the same place continues the track. Where scenes are known
+(`qadprep.faces.scenes`), a cut ends every track; where looks are known (`qadprep.faces.looks`), a track is split where
+it changes its person, and a person who comes back is recognised.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +17,8 @@ from math import hypot, log2
 import numpy as np
 
 from qadprep.faces.base import Face
+from qadprep.faces.identity import Piece, join_pieces, switches_in
+from qadprep.faces.looks import LOOK_SIZE
 
 # How far a face may be from where it is expected, in face sides: a seated speaker rarely moves half a face in
 # a third of a second (8 frames); beyond a full side, two boxes of one size do not even touch.
@@ -30,9 +35,15 @@ _VELOCITY_STEPS = 3
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One person's face through the sampled frames: `faces` maps a frame index to the face seen there."""
+    """One person's face through the sampled frames.
+
+    faces: frame index -> the face seen there.
+    switches: how often the person was left for another at the same place in one scene; over all tracks, each
+        identity switch counts once.
+    """
 
     faces: dict[int, Face]
+    switches: int = 0
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -71,19 +82,31 @@ def _shift_xy(track: list[_Sighting], frame: int) -> tuple[float, float]:
     return (last.x - before.x) * share, (last.y - before.y) * share
 
 
-def find_tracks(faces_by_frame: Mapping[int, Sequence[Face]]) -> list[Track]:
+def find_tracks(
+    faces_by_frame: Mapping[int, Sequence[Face]],
+    *,
+    scenes: Mapping[int, int] | None = None,
+    looks: Mapping[int, np.ndarray] | None = None,
+) -> list[Track]:
     """Link faces over frames; every face ends in exactly one track.
 
     faces_by_frame: frame index -> faces, for every frame that was looked at (an empty list where nothing was
     found: these frames count in the ranking below). The order of the mapping and of the faces in a frame do
     not matter.
 
+    scenes: frame index -> number of its scene, as `find_scenes` gives it; a frame that is not in it belongs to
+    the scene of the frame before it. looks: id() of a face -> its look, as `look_of` gives it; a face without one
+    is followed by position alone.
+
     In each frame, the pairs of an open track and a face that are near enough (centre within 0.5 face sides of
     where it was or where its velocity puts it, plus 0.03 per frame of gap, at most 1; sizes within a factor
     of 2) are taken greedily, cheapest first. The cost of a pair is the mean landmark distance from where the
     velocity puts them, in face sides, plus one minus the IoU, plus the absolute log2 of the size ratio. A
     track that finds no face waits 10 sampling steps (at least 50 frames) and then closes; a face that finds
-    no track opens one.
+    no track opens one. With `scenes`, a cut closes every track.
+
+    With `looks`, a track is then split where its look jumps and stays other (see `switches_in`), and tracks
+    that look alike are put together across cuts and absences (see `join_pieces`).
 
     Returns the tracks, best first: by coverage (share of the given frames where the track has a face) times
     median side. A face twice as big wins only if it is there at least half as often. Ties: the earlier and
@@ -91,12 +114,15 @@ def find_tracks(faces_by_frame: Mapping[int, Sequence[Face]]) -> list[Track]:
     """
     frames = sorted(faces_by_frame)
     wait = max(_WAIT_FRAMES, _WAIT_STEPS * _sampling_step(frames))
+    scene_of = _scenes_of(frames, scenes)
     live: list[list[_Sighting]] = []
     tracks: list[list[_Sighting]] = []
     for frame in frames:
         # A fixed order of faces makes the result independent of the order they came in.
         seen = [_Sighting.of(frame, face) for face in sorted(faces_by_frame[frame], key=_order)]
-        live = [track for track in live if frame - track[-1].frame <= wait]
+        live = [
+            track for track in live if frame - track[-1].frame <= wait and scene_of[track[-1].frame] == scene_of[frame]
+        ]
         taken = _assign(live, seen)
         for index, sighting in enumerate(seen):
             if index in taken:
@@ -105,6 +131,8 @@ def find_tracks(faces_by_frame: Mapping[int, Sequence[Face]]) -> list[Track]:
                 live.append([sighting])
                 tracks.append(live[-1])
     found = [Track({sighting.frame: sighting.face for sighting in track}) for track in tracks]
+    if looks is not None:
+        found = _by_look(found, scene_of, looks)
     return sorted(found, key=lambda track: _rank(track, len(frames)))
 
 
@@ -112,6 +140,60 @@ def largest_track(faces_by_frame: Mapping[int, Sequence[Face]]) -> Track | None:
     """The largest consistently tracked face (rule: see `find_tracks`), or None where there is no face."""
     tracks = find_tracks(faces_by_frame)
     return tracks[0] if tracks else None
+
+
+def changes_noted(tracks: Sequence[Track], scenes: Mapping[int, int] | None = None) -> str:
+    """What happened in a clip, for a note: "2 cuts, 1 identity switch"; empty where nothing did.
+
+    tracks: all of the clip, as `find_tracks` returned them. scenes: what they were found with.
+    """
+    cuts = len(set(scenes.values())) - 1 if scenes else 0
+    switches = sum(track.switches for track in tracks)
+    counted = [(cuts, "cut", "cuts"), (switches, "identity switch", "identity switches")]
+    return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in counted if count)
+
+
+def _scenes_of(frames: list[int], scenes: Mapping[int, int] | None) -> dict[int, int]:
+    """The scene of every frame; that of the frame before it where none is given."""
+    known = sorted(scenes) if scenes else []
+    result: dict[int, int] = {}
+    for frame in frames:
+        at = bisect_right(known, frame)
+        result[frame] = scenes[known[max(0, at - 1)]] if known else 0
+    return result
+
+
+def _by_look(tracks: list[Track], scene_of: Mapping[int, int], looks: Mapping[int, np.ndarray]) -> list[Track]:
+    """Split tracks at identity switches, then put together what is one person's."""
+    parts: list[Track] = []
+    for track in tracks:
+        shown = [frame for frame in track.frames if id(track.faces[frame]) in looks]
+        starts = [shown[place] for place in switches_in(_looks_at(track, shown, looks))]
+        bounds = [track.frames[0], *starts, track.frames[-1] + 1]
+        for first, end in pairwise(bounds):
+            inside = {frame: track.faces[frame] for frame in track.frames if first <= frame < end}
+            parts.append(Track(inside, switches=int(end in starts)))
+    # Pieces are compared in this order; it must not hang on how they were found.
+    parts.sort(key=lambda part: (part.frames[0], _order(part.faces[part.frames[0]])))
+    pieces = [
+        Piece(
+            frames=part.frames,
+            scene=scene_of[part.frames[0]],
+            looks=_looks_at(part, [frame for frame in part.frames if id(part.faces[frame]) in looks], looks),
+        )
+        for part in parts
+    ]
+    joined = []
+    for group in join_pieces(pieces):
+        faces = {frame: face for index in group for frame, face in parts[index].faces.items()}
+        joined.append(Track(dict(sorted(faces.items())), sum(parts[index].switches for index in group)))
+    return joined
+
+
+def _looks_at(track: Track, frames: Sequence[int], looks: Mapping[int, np.ndarray]) -> np.ndarray:
+    """float32 (n, 288), the looks of a track's faces at the given frames."""
+    rows = [looks[id(track.faces[frame])] for frame in frames]
+    return np.stack(rows) if rows else np.zeros((0, LOOK_SIZE), np.float32)
 
 
 def _assign(live: list[list[_Sighting]], seen: list[_Sighting]) -> dict[int, list[_Sighting]]:

@@ -211,6 +211,36 @@ def test_a_frame_s_faces_do_not_depend_on_the_others_in_the_call(detector):
     assert together == alone
 
 
+def test_batches_of_a_fixed_size_are_bit_identical_for_any_composition(weights_pth):
+    """As on CUDA: the last batch is filled up, so a frame's place and neighbours do not matter."""
+    detector = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, batch=3)
+    frames = [np.roll(astronaut(), 40 * shift, axis=1) for shift in range(5)]
+
+    def numbers(faces):
+        return [(face.box_xyxy.tolist(), face.landmarks_xy.tolist(), face.score) for face in faces]
+
+    alone = [numbers(detector.detect([frame])[0]) for frame in frames]
+    assert min(map(len, alone)) > 5
+    assert [numbers(faces) for faces in detector.detect(frames)] == alone
+    assert [numbers(faces) for faces in detector.detect(frames[::-1])][::-1] == alone
+
+
+def test_half_precision(weights_pth, detector, monkeypatch):
+    """Refused on the CPU; under autocast, as on CUDA, most faces are the same to a pixel."""
+    with pytest.raises(UserError, match="precision bf16 needs a CUDA device, got cpu"):
+        RetinaFaceDetector(weights_pth, precision="bf16")
+    with pytest.raises(UserError, match="unknown precision 'half'"):
+        RetinaFaceDetector(weights_pth, precision="half")
+    (expected,) = detector.detect([astronaut()])
+    half = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX)
+    monkeypatch.setattr(half._passes, "_half", torch.float16)
+    half._precision = "fp16"
+    assert half.identity() == {**detector.identity(), "precision": "fp16"}
+    (found,) = half.detect([astronaut()])
+    apart = [min(np.abs(face.box_xyxy - other.box_xyxy).max() for other in found) for face in expected]
+    assert 0 < np.median(apart) < 1
+
+
 def test_best_score_first(detector):
     (faces,) = detector.detect([astronaut()])
     scores = [face.score for face in faces]

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qadprep.faces.base import Face
-from qadprep.faces.tracking import Track, find_tracks, largest_track
+from qadprep.faces.identity import switches_in
+from qadprep.faces.looks import LOOK_SIZE, OTHER, SAME_SCENE, same_person
+from qadprep.faces.tracking import Track, changes_noted, find_tracks, largest_track
 
 LAYOUT = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
 
@@ -149,6 +151,125 @@ def test_ties_are_broken_by_score_whatever_the_order():
         assert scores(*order) == [[0.9] * 3, [0.8] * 3]
 
 
+def look(person: str, sighting: int = 0) -> np.ndarray:
+    """A made-up look: random structure and colour by person, a little of both by sighting."""
+    own = np.random.default_rng(list(person.encode()))
+    jitter = np.random.default_rng([*person.encode(), sighting])
+    structure = own.normal(0, 1, 256) + jitter.normal(0, 0.3, 256)
+    colour = own.uniform(0, 20, 32) + jitter.normal(0, 0.5, 32)
+    return np.concatenate([structure / np.linalg.norm(structure), colour]).astype(np.float32)
+
+
+def clip(*shots, step=8):
+    """Frames, scenes, looks, owners of shots in a row; a shot is (sightings, (person, x, side), ...)."""
+    faces_by_frame, scenes, looks, owner, frame = {}, {}, {}, {}, 0
+    for scene, (count, *people) in enumerate(shots):
+        for _ in range(count):
+            faces_by_frame[frame], scenes[frame] = [], scene
+            for person, x, side in people:
+                seen = face(x, 200, side)
+                faces_by_frame[frame].append(seen)
+                looks[id(seen)], owner[id(seen)] = look(person, frame), person
+            frame += step
+    return faces_by_frame, scenes, looks, owner
+
+
+def test_made_up_looks_are_told_apart():
+    assert same_person(look("a", 1), look("a", 2)) >= SAME_SCENE
+    assert same_person(look("a", 1), look("b", 1)) <= OTHER
+
+
+def test_a_cut_ends_every_track_though_the_next_person_has_the_same_place():
+    faces_by_frame, scenes, _, owner = clip((10, ("a", 200, 80)), (10, ("b", 205, 82)))
+    assert len(find_tracks(faces_by_frame)) == 1
+    tracks = find_tracks(faces_by_frame, scenes=scenes)
+    assert persons_of(tracks, owner) == [{"b"}, {"a"}]  # b is a little larger
+    assert changes_noted(tracks, scenes) == "1 cut"
+
+
+def test_a_person_who_comes_back_after_a_cut_is_recognised_wherever_he_is():
+    faces_by_frame, scenes, looks, owner = clip(
+        (8, ("a", 200, 80)), (6, ("b", 200, 80)), (8, ("a", 420, 120)), (6, ("b", 100, 60))
+    )
+    tracks = find_tracks(faces_by_frame, scenes=scenes, looks=looks)
+    assert persons_of(tracks, owner) == [{"a"}, {"b"}]
+    assert [len(track.faces) for track in tracks] == [16, 12]
+    assert changes_noted(tracks, scenes) == "3 cuts"
+    # Without looks nobody is recognised.
+    assert len(find_tracks(faces_by_frame, scenes=scenes)) == 4
+
+
+def test_two_people_who_change_places_over_a_cut():
+    faces_by_frame, scenes, looks, owner = clip(
+        (6, ("a", 150, 80), ("b", 400, 80)), (6, ("b", 150, 80), ("a", 400, 80))
+    )
+    tracks = find_tracks(faces_by_frame, scenes=scenes, looks=looks)
+    assert sorted(map(sorted, persons_of(tracks, owner))) == [["a"], ["b"]]
+    assert [len(track.faces) for track in tracks] == [12, 12]
+
+
+@pytest.mark.parametrize("after", [3, 5, 12])
+def test_an_identity_switch_within_a_scene_splits_the_track(after):
+    faces_by_frame, scenes, looks, owner = clip((12, ("a", 200, 80)), (after, ("b", 203, 81)))
+    tracks = find_tracks(faces_by_frame, scenes=dict.fromkeys(scenes, 0), looks=looks)
+    assert sorted(map(sorted, persons_of(tracks, owner))) == [["a"], ["b"]]
+    assert sum(track.switches for track in tracks) == 1
+    assert changes_noted(tracks) == "1 identity switch"
+
+
+def test_there_and_back_are_two_switches_and_two_people():
+    faces_by_frame, _, looks, owner = clip((6, ("a", 200, 80)), (6, ("b", 200, 80)), (6, ("a", 200, 80)))
+    tracks = find_tracks(faces_by_frame, looks=looks)
+    assert persons_of(tracks, owner) == [{"a"}, {"b"}]
+    assert [len(track.faces) for track in tracks] == [12, 6]
+    assert changes_noted(tracks) == "2 identity switches"
+
+
+@pytest.mark.parametrize("strange", [1, 2])
+def test_a_hand_before_the_face_is_no_switch(strange):
+    faces_by_frame, _, looks, _ = clip((8, ("a", 200, 80)), (strange, ("x", 200, 80)), (8, ("a", 200, 80)))
+    tracks = find_tracks(faces_by_frame, looks=looks)
+    assert [len(track.faces) for track in tracks] == [16 + strange]
+    assert changes_noted(tracks) == ""
+
+
+def test_people_of_one_scene_are_never_put_together():
+    """Twins: the same look twice in every frame."""
+    faces_by_frame, scenes, looks, _ = clip((8, ("a", 150, 80), ("a", 400, 80)), (8, ("a", 150, 80), ("a", 400, 80)))
+    tracks = find_tracks(faces_by_frame, scenes=scenes, looks=looks)
+    assert [len(track.faces) for track in tracks] == [16, 16]
+
+
+def test_faces_without_a_look_are_followed_by_position():
+    faces_by_frame, scenes, looks, _ = clip((6, ("a", 200, 80)), (6, ("a", 200, 80)))
+    assert [len(track.faces) for track in find_tracks(faces_by_frame, looks={})] == [12]
+    assert [len(track.faces) for track in find_tracks(faces_by_frame, scenes=scenes, looks={})] == [6, 6]
+    for seen in faces_by_frame[24]:
+        del looks[id(seen)]
+    assert [len(track.faces) for track in find_tracks(faces_by_frame, scenes=scenes, looks=looks)] == [12]
+
+
+def test_a_frame_without_a_scene_belongs_to_the_one_before():
+    faces_by_frame, scenes, _, _ = clip((4, ("a", 200, 80)), (4, ("a", 200, 80)))
+    sparse = {0: 0, 32: 1}
+    assert [track.frames for track in find_tracks(faces_by_frame, scenes=sparse)] == [
+        track.frames for track in find_tracks(faces_by_frame, scenes=scenes)
+    ]
+
+
+def test_switches_are_found_over_the_borders_of_the_blocks():
+    for place in (3, 61, 63, 64, 65, 66, 67, 68, 127, 128, 197):
+        row = np.stack([look("a" if i < place else "b", i) for i in range(200)])
+        assert switches_in(row) == [place]
+    assert switches_in(np.zeros((0, LOOK_SIZE), np.float32)) == []
+
+
+def test_notes_count():
+    tracks = [Track({0: face(0, 0, 10)}, switches=2), Track({0: face(50, 50, 10)}, switches=1)]
+    assert changes_noted(tracks, {0: 0, 8: 1, 16: 2}) == "2 cuts, 3 identity switches"
+    assert changes_noted([], {}) == "" == changes_noted([], {0: 0})
+
+
 faces = st.builds(
     face,
     st.integers(0, 600),
@@ -168,6 +289,24 @@ def test_every_face_is_in_exactly_one_track(scene):
     for track in tracks:
         for frame, seen in track.faces.items():
             assert any(seen is other for other in scene[frame])
+
+
+@settings(max_examples=100, deadline=None)
+@given(scene=scenes, cuts=st.lists(st.integers(0, 500), max_size=3), people=st.integers(1, 3))
+def test_scenes_and_looks_lose_no_face_and_show_nobody_twice(scene, cuts, people):
+    numbers = {frame: sum(frame >= cut for cut in cuts) for frame in scene}
+    looks = {
+        id(seen): look("abc"[round(float(seen.box_xyxy[0])) % people], frame)
+        for frame, seen_faces in scene.items()
+        for seen in seen_faces
+    }
+    tracks = find_tracks(scene, scenes=numbers, looks=looks)
+    found = sorted(id(seen) for track in tracks for seen in track.faces.values())
+    assert found == sorted(id(seen) for seen_faces in scene.values() for seen in seen_faces)
+    for track in tracks:
+        assert list(track.faces) == sorted(track.faces)
+    again = find_tracks({f: scene[f][::-1] for f in reversed(scene)}, scenes=numbers, looks=looks)
+    assert [track.frames for track in again] == [track.frames for track in tracks]
 
 
 @settings(max_examples=150, deadline=None)
