@@ -16,6 +16,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _workers(text: str) -> int:
+    """`auto` is 0, as which the commands know it."""
+    if str(text) == "auto":
+        return 0
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"got {text!r}; expected auto or a number") from None
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable summary on stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output made with other settings.")]
 DatasetName = Annotated[
@@ -24,7 +35,15 @@ DatasetName = Annotated[
 DetectorName = Annotated[str, typer.Option("--detector", help="auto, retinaface or mtcnn.")]
 DetectorWeights = Annotated[Path | None, typer.Option("--weights", help="File with RetinaFace weights.")]
 DetectorDevice = Annotated[str, typer.Option("--device", help="Where the detector runs: cpu, cuda, cuda:1, ...")]
-Workers = Annotated[int, typer.Option(help="Processes; 0 takes one per core. Does not change the output.")]
+Workers = Annotated[
+    int,
+    typer.Option(
+        parser=_workers,
+        metavar="auto|N",
+        show_default="auto",
+        help="Processes; auto or 0 fits the machine. Does not change the output.",
+    ),
+]
 
 
 @app.callback()
@@ -136,7 +155,7 @@ def compress(
 @app.command()
 def extract(
     root: Annotated[Path, typer.Argument(help="Root folder of the dataset; for generic the list itself.")],
-    out: Annotated[Path, typer.Option(help="Folder for the face packs.")],
+    out: Annotated[str, typer.Option(help="Folder for the face packs, or a URL such as s3://bucket/prefix.")],
     dataset: Annotated[str | None, typer.Option(help="Layout of the dataset, as for `scan`; ffpp by default.")] = None,
     protocol: Annotated[
         str | None, typer.Option(help="Take clips and settings from a protocol; options given here win.")
@@ -158,6 +177,18 @@ def extract(
     align: Annotated[
         str | None, typer.Option(help="similarity (five landmarks, the default) or box (upright square).")
     ] = None,
+    faces: Annotated[
+        str | None, typer.Option(help="Faces that become tuples: largest, all, or auto (as the dataset needs it).")
+    ] = None,
+    min_face: Annotated[
+        float | None, typer.Option(help="Leave out faces smaller than this, side of the box in pixels; 0 by default.")
+    ] = None,
+    max_yaw: Annotated[
+        float | None, typer.Option(help="Leave out faces turned further than this from the front, degrees; off.")
+    ] = None,
+    drop_unaltered: Annotated[
+        bool, typer.Option("--drop-unaltered", help="Leave out manipulated frames that equal the original's.")
+    ] = False,
     realign: Annotated[
         bool, typer.Option("--realign", help="Detect and align in pre-cropped pictures instead of only resizing them.")
     ] = False,
@@ -168,20 +199,35 @@ def extract(
     weights: DetectorWeights = None,
     device: DetectorDevice = "cpu",
     workers: Workers = 0,
+    engine: Annotated[str, typer.Option(help="local (processes of this machine) or ray; the same bytes.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join: auto, host:port or ray://host:port; else one is started.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N shares of the groups, for job arrays.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides which frames are taken, and which videos of a protocol.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do everything again, over earlier output.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do groups again in which something could not be used.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; forecast tuples, disk and time from a sample of groups.")
+    ] = False,
+    measure: Annotated[
+        int | None, typer.Option(help="Groups in the sample of --dry-run, 2 by default; 0 measures none.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Cut the same face at the same instants from every quality of every clip; goes on where it stopped.
 
     Exit code 1 when a file or clip could not be used (the table says which and why), 2 for wrong use.
     """
-    from qadprep import tables
+    from qadprep import extract_tables, tables
     from qadprep.config import ExtractConfig
+    from qadprep.errors import UserError
     from qadprep.extract_dataset import extract as run
+    from qadprep.parts import Part
     from qadprep.protocols import load_protocol
 
     chosen = load_protocol(protocol) if protocol else None
@@ -192,6 +238,9 @@ def extract(
         "size_px": size,
         "margin": margin,
         "align": align,
+        "faces": faces,
+        "min_face_px": min_face,
+        "max_yaw_deg": max_yaw,
     }
     settings = {"dataset": "ffpp"} | (chosen.extract_settings() if chosen else {})
     settings |= {name: value for name, value in given.items() if value is not None}
@@ -199,10 +248,32 @@ def extract(
         **settings,
         seed=seed,
         realign=realign,
+        drop_unaltered=drop_unaltered,
         make_qualities=make_qualities,
         pix_fmt=pix_fmt,
         accept_mislabelled=accept_mislabelled,
     )
+    if measure is not None and not dry_run:
+        raise UserError(f"--measure {measure} is for --dry-run, which is not given")
+    if dry_run:
+        from qadprep.forecast import forecast
+
+        expected = forecast(
+            root,
+            config,
+            count=2 if measure is None else tables.count(measure, "--measure"),
+            detector=detector,
+            weights=weights,
+            device=device,
+            workers=tables.count(workers, "--workers"),
+            manifest=manifest,
+            protocol=chosen,
+            drop_leaks=drop_leaks,
+            part=Part.parse(part) if part else None,
+            say=tables.say,
+        )
+        tables.finish(expected.as_dict(), json, lambda: extract_tables.forecast(expected))
+        return
     summary = run(
         root,
         out,
@@ -216,15 +287,18 @@ def extract(
         manifest=manifest,
         protocol=chosen,
         drop_leaks=drop_leaks,
+        engine=engine,
+        address=address,
+        part=Part.parse(part) if part else None,
         say=tables.say,
     )
-    tables.finish(summary.as_dict(), json, lambda: tables.extract(summary, out))
+    tables.finish(summary.as_dict(), json, lambda: extract_tables.summary(summary, out))
     raise typer.Exit(1 if summary.failed else 0)
 
 
 @app.command()
 def shard(
-    faces: Annotated[Path, typer.Argument(help="Folder that `extract` wrote.")],
+    faces: Annotated[str, typer.Argument(help="Folder or URL that `extract` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for the shard set.")],
     tuples_per_shard: Annotated[int, typer.Option(help="Tuples in one tar.")] = 1000,
     seed: Annotated[int, typer.Option(help="Decides the order of the tuples.")] = 0,
@@ -273,6 +347,23 @@ def report(
     tables.finish(
         result, json, lambda: tables.say(f"{result['report']}: {len(result['contact_sheets'])} contact sheets")
     )
+
+
+@app.command()
+def doctor(
+    out: Annotated[Path, typer.Option(help="Folder that an extraction would write into.")] = Path(),
+    json: Json = False,
+) -> None:
+    """Check ffmpeg, detectors, weights, CUDA, Ray, disk and memory, and say how to mend what is wrong.
+
+    Exit code 1 when something is missing without which extraction will not work.
+    """
+    from qadprep.doctor import doctor as run
+    from qadprep.terminal import finish
+
+    result = run(out)
+    finish(result.as_dict(), json, result.show)
+    raise typer.Exit(1 if result.failed else 0)
 
 
 @app.command()

@@ -26,8 +26,10 @@ from qadprep.compress_files import (
     up_to_date,
 )
 from qadprep.config import Settings, guard_output, write_json
-from qadprep.engine import available_cores, run_tasks, sole_user
+from qadprep.engine import run_tasks
 from qadprep.errors import UserError
+from qadprep.locks import sole_user
+from qadprep.machine import available_cores
 from qadprep.progress import progress_bar
 from qadprep.quality import expected_crf
 from qadprep.ustar import atomic_file

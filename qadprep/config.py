@@ -27,7 +27,8 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]).replace("_", "-").removesuffix("-px") if first["loc"] else "settings"
+            name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+            name = name.removesuffix("-px").removesuffix("-deg")
             message = first["msg"].removeprefix("Value error, ")
             raise UserError(f"--{name}: got {first.get('input')!r}; {message}") from error
 
@@ -44,6 +45,14 @@ class ExtractConfig(Settings):
     margin: float = Field(1.3, ge=1.0, le=4.0)
     """Side of the crop's field of view over the side of the face."""
     align: Literal["similarity", "box"] = "similarity"
+    faces: Literal["auto", "largest", "all"] = "auto"
+    """Which faces of a clip become tuples: the largest one, all, or what the dataset's reader says."""
+    min_face_px: float = Field(0, ge=0, le=10_000)
+    """Least side of the square with the box's area; smaller faces are left out as `small_face`."""
+    max_yaw_deg: float | None = Field(None, ge=0, le=90)
+    """Faces turned further from the front are left out as `turned_face`."""
+    drop_unaltered: bool = False
+    """Leave out frames of manipulated clips that equal the original's."""
     seed: int = Field(0, ge=0)
     realign: bool = False
     """Detect and align again in pictures that others have cropped; else they are only resized."""

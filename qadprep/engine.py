@@ -1,43 +1,36 @@
-"""Run many groups over worker processes: resume, progress, crashes of single workers, Ctrl-C."""
+"""Run many groups over worker processes: crashes of single workers, a full disk, Ctrl-C."""
 
 import contextlib
 import ctypes
-import fcntl
+import errno
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, TypeVar
 
-from qadprep.errors import UserError
+from qadprep.errors import RunEnded, UserError
 
 MAX_CRASHES = 5
+_NO_ROOM = {
+    errno.ENOSPC: ("the disk is full", "free space"),
+    errno.EDQUOT: ("the disk quota is used up", "free space"),
+    errno.EFBIG: ("a file grew over the size that this process may write", "raise ulimit -f"),
+}
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
 
 
-def available_cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Hold a lock on an output folder; freed by the system when the process ends, however it ends.
-
-    Raises:
-        UserError: another run is writing there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: another run is writing there; wait for it, or choose another --out") from None
-        yield
+def run_ending(error: BaseException) -> RunEnded | None:
+    """The error as one that ends a run: no room on the disk, or a store that cannot be written; None for others."""
+    if isinstance(error, RunEnded):
+        return error
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        what, cure = _NO_ROOM[error.errno]
+        return RunEnded(f"{what}{f' ({error.filename})' if error.filename else ''}: {cure}")
+    return None
 
 
 def run_tasks(
@@ -60,6 +53,7 @@ def run_tasks(
         initializer: runs once in each worker.
 
     Raises:
+        RunEnded: a task found the disk full, or lost its store; after the workers have been ended.
         KeyboardInterrupt: after the workers have been ended.
     """
     pending = list(tasks)
@@ -130,6 +124,8 @@ def _run_pool(
                     broken = True
                     continue
                 except Exception as error:
+                    if fault := run_ending(error):
+                        raise fault from error
                     on_crash(tasks[number], f"{type(error).__name__}: {error}")
                 else:
                     on_result(tasks[number], result)

@@ -1,24 +1,26 @@
 """One group of clips -> one face pack: probe, sample, detect once, cut every clip and every quality, prove, write."""
 
+import dataclasses
+import functools
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qadprep.catalog.base import Clip, Group, datasets
+from qadprep.clip_rows import ClipCuts, clip_rows, located_boxes, rejected_rows
 from qadprep.config import ExtractConfig
+from qadprep.cutting import Cut, cut
 from qadprep.face_labels import label_faces
 from qadprep.faces.base import Detector
-from qadprep.geometry import MAX_EVERY_FACE, Cut, Geometry, Spot, cut, find_geometry, given_geometry
+from qadprep.geometry import MAX_EVERY_FACE, Geometry, find_geometry, given_geometry
 from qadprep.group_files import MASK, GroupFile, GroupFiles
 from qadprep.pack import Row, write_pack
-from qadprep.results import GroupResult, summarise
+from qadprep.results import GroupResult, facts_of_rows, summarise
 from qadprep.sampling import sample_indices
-from qadprep.timing import StageTimer
-from qadprep.video.probe import VideoInfo
+from qadprep.timing import StageTimer, peak_rss_mib
+from qadprep.unaltered_frames import find_unaltered
 from qadprep.video.sync import REFERENCE, Sync, trusted
+from qadprep.witness import Aim, Spot, Witness
 
 
 class _Extraction:
@@ -35,8 +37,10 @@ class _Extraction:
     ) -> None:
         self.group, self.files, self.config, self.detector = group, files, config, detector
         self.timer, self.threads = timer, threads
+        self.best = config.qualities[0]
         self.rows: list[Row] = []
         self.notes: list[tuple[str, str]] = []
+        self.counts: Counter[str] = Counter()
         self.length = 0
 
     def run(self) -> None:
@@ -47,7 +51,7 @@ class _Extraction:
         usable = {clip.id for clip in self.group.clips if self.files.complete(clip)}
         if length == 0:
             for clip in self.group.clips:
-                self._reject(clip, ())
+                self._reject(clip, [])
             return
         chosen, spares = sample_indices(
             length, self.config.frames, self.config.seed, f"{self.group.dataset}/{self.group.name}"
@@ -61,15 +65,14 @@ class _Extraction:
             elif clip is original:
                 self._cut_own(clip, reference_quality, reference)
             elif not (reference and reference.affines and self._cut_as_reference(clip, reference_quality, reference)):
-                best = self.config.qualities[0]
-                self._cut_own(clip, best, self._find(clip, best, chosen, spares))
+                self._cut_own(clip, self.best, self._find(clip, self.best, chosen, spares))
 
     def _common_length(self, original: Clip | None, reference_quality: str | None) -> int:
         """Frames that every usable file has; 0 when there is none. Refuses clips too short to be sampled.
 
         A manipulation may rightly be shorter than its target (FaceSwap and NeuralTextures end with the shorter of
         the two videos), so the group shrinks with it, but not below what the run wants from each clip. The same holds
-        for a mask.
+        for a mask that says which faces are fake.
         """
         complete = [clip for clip in self.group.clips if self.files.complete(clip)]
         lengths = {clip.id: self.files.length(clip) for clip in complete}
@@ -93,7 +96,7 @@ class _Extraction:
                 )
             if reference and clip is not original and (remark := length_remark(clip, have, reference)):
                 self._note(clip, remark)
-            mask = self.files.files.get((clip.id, MASK))
+            mask = self.files.files.get((clip.id, MASK)) if clip.faces == "all" else None
             if mask and mask.info and floor <= mask.info.frames < have:
                 lengths[clip.id] = mask.info.frames
                 self._note(clip, f"its mask has {mask.info.frames} of {have} frames; the group is sampled inside them")
@@ -106,8 +109,9 @@ class _Extraction:
 
     def _find(self, clip: Clip, quality: str, chosen: list[int], spares: list[int]) -> Geometry:
         file = self.files[clip.id, quality]
+        for_others = len(self.config.qualities) * len(self.group.clips) > 1
         if file.source.pictures and not self.config.realign:
-            geometry = given_geometry(file.source, chosen, spares, self.config, self.timer)
+            geometry = given_geometry(file.source, chosen, spares, self.config, self.timer, for_others=for_others)
         else:
             geometry = find_geometry(
                 file.source,
@@ -118,170 +122,170 @@ class _Extraction:
                 self.timer,
                 self.threads,
                 every_face=clip.faces == "all",
+                for_others=for_others,
             )
         file.record.sync = REFERENCE.as_dict()
-        self._note_damage(file, geometry.error, geometry.status)
+        self.counts["detected_frames"] += geometry.detected
+        self.counts["decoded_frames"] += geometry.decoded
+        self._note_damage(file, geometry.error, {s for s, word in geometry.status.items() if word == "decode_error"})
         if geometry.crowded:
             self._note(clip, f"{geometry.crowded} frames have over {MAX_EVERY_FACE} faces: the smallest are left out")
+        if (cuts := len(set(geometry.scenes.values())) - 1) > 0:
+            self._note(clip, f"cut {cuts} time{'s' * (cuts > 1)}: a face is followed over a cut only by its look")
+        if geometry.switches:
+            self._note(clip, f"another person took a followed face's place {geometry.switches} time(s)")
         return geometry
 
     def _cut_file(
-        self, clip: Clip, quality: str, geometry: Geometry, thumbnails: dict[int, np.ndarray], *, best: bool = False
+        self, clip: Clip, quality: str, aims: dict[Spot, Aim], reference: Witness, *, best: bool = False
     ) -> Cut:
         file = self.files[clip.id, quality]
         result = cut(
             file.source,
-            geometry.affines,
-            thumbnails,
+            aims,
+            reference,
             self.config,
             self.timer,
             self.threads,
-            all_thumbnails=best,
+            manipulated=best and clip.label == 1,
+            for_others=best,
         )
         file.record.sync = result.sync.as_dict()
-        self._note_damage(
-            file, result.error, {spot: "decode_error" for spot in geometry.affines if spot not in result.crops}
-        )
+        self.counts["decoded_frames"] += result.decoded
+        self._note_damage(file, result.error, aims.keys() - result.crops.keys() - result.beyond)
         return result
 
     def _cut_as_reference(self, clip: Clip, reference_quality: str, reference: Geometry) -> bool:
-        """Cut a manipulated clip with the original's geometry; False when the timing or size forbids it."""
-        best = self.config.qualities[0]
+        """Cut a manipulated clip with the original's geometry; False when the proof forbids it."""
         original = self.files[self.group.original.id, reference_quality].info
-        own = self.files[clip.id, best].info
-        if (own.width, own.height) != (original.width, original.height):
-            self._note(
-                clip,
-                f"picture is {own.width}x{own.height}, the original {original.width}x{original.height}: "
-                "cut with its own geometry",
-            )
-            return False
-        result = self._cut_file(clip, best, reference, reference.thumbnails, best=True)
-        if result.error and result.sync.instants == 0:
+        own = self.files[clip.id, self.best].info
+        result = self._cut_file(clip, self.best, reference.aims, reference.witness, best=True)
+        if _nothing_known(result):
             # Nothing could be decoded, so nothing is known about its timing: the rows say decode_error.
-            self._add_rows(clip, reference, {best: result.crops}, "reference")
+            self._add_rows(clip, ClipCuts("reference", reference, {self.best: result}))
             return True
-        if not trusted(result.sync, same_size=True, same_count=own.frames == original.frames):
-            self._note(clip, f"{_explain(result.sync)} to the original: cut with its own geometry")
+        if not _accepted(result.sync, same_count=own.frames == original.frames):
+            sizes = f"{own.width}x{own.height}, the original {original.width}x{original.height}"
+            same_size = (own.width, own.height) == (original.width, original.height)
+            cause = explain(result.sync) + ("" if same_size else f", picture is {sizes}")
+            self._note(clip, f"{cause}: not proved against the original, cut with its own geometry")
             return False
-        crops = {best: result.crops} | self._cut_others(clip, best, reference, result.thumbnails)
-        self._add_rows(clip, reference, crops, "reference")
+        if result.sync.verdict == "shifted":
+            self._note(clip, f"{explain(result.sync)} against the original: the shift is applied")
+        cuts = ClipCuts("reference", reference, {self.best: result} | self._cut_others(clip, self.best, result))
+        if clip.label == 1:
+            find_unaltered(
+                cuts,
+                reference.crops if reference_quality == self.best else {},
+                original,
+                own,
+                self.files.files.get((clip.id, MASK)) if clip.faces != "all" else None,
+                self.timer,
+                functools.partial(self._note, clip),
+            )
+        self._add_rows(clip, cuts)
         return True
 
     def _cut_own(self, clip: Clip, quality: str, geometry: Geometry) -> None:
         """Cut a clip with the geometry found on one of its own qualities."""
-        crops = {quality: geometry.crops}
+        found = Cut(REFERENCE, geometry.aims, geometry.crops, geometry.witness)
+        files = {quality: found}
         if geometry.affines:
-            crops |= self._cut_others(clip, quality, geometry, geometry.thumbnails)
+            files |= self._cut_others(clip, quality, found)
         if geometry.affines and not geometry.faces:
             kind = "given"
         else:
             # The group's reference is the original: for it, own and reference geometry are the same.
             kind = "reference" if clip is self.group.original else "own"
-        self._add_rows(clip, geometry, crops, kind)
+        self._add_rows(clip, ClipCuts(kind, geometry, files))
 
-    def _cut_others(
-        self, clip: Clip, best: str, geometry: Geometry, thumbnails: dict[int, np.ndarray]
-    ) -> dict[str, dict[Spot, np.ndarray]]:
-        """Crops of a clip's other qualities, each tested against the clip's own best one: the same pictures and the
+    def _cut_others(self, clip: Clip, best: str, found: Cut) -> dict[str, Cut]:
+        """Cuts of a clip's other qualities, each proved against the clip's own best one: the same pictures and the
         same number of them, whatever a manipulation changed against the original."""
         own = self.files[clip.id, best].info
-        crops = {}
+        files = {}
         for quality in self.config.qualities:
             if quality == best:
                 continue
             file = self.files[clip.id, quality]
-            same_size = (file.info.width, file.info.height) == (own.width, own.height)
-            result = self._cut_file(clip, quality, geometry, thumbnails)
-            agrees = trusted(result.sync, same_size=same_size, same_count=file.info.frames == own.frames)
-            if not agrees and not (result.error and result.sync.instants == 0):
-                self._refuse(file, result.sync, same_size)
-            crops[quality] = result.crops
-        return crops
+            result = files[quality] = self._cut_file(clip, quality, found.aims, found.witness)
+            if _nothing_known(result):
+                continue
+            if not _accepted(result.sync, same_count=file.info.frames == own.frames):
+                cause = explain(result.sync)
+                if (file.info.width, file.info.height) != (own.width, own.height):
+                    cause += f", picture is {file.info.width}x{file.info.height}"
+                file.refuse(
+                    "sync_refused",
+                    f"{file.record.shown}: does not show the same frames as the clip's best quality ({cause})",
+                )
+            elif result.sync.verdict == "shifted":
+                self._note(clip, f"{quality} is {explain(result.sync)} against {best}: the shift is applied")
+        return files
 
-    def _refuse(self, file: GroupFile, sync: Sync, same_size: bool) -> None:
-        cause = _explain(sync) if same_size else f"picture is {file.info.width}x{file.info.height}"
-        file.refuse(
-            "sync_refused", f"{file.record.shown}: does not show the same frames as the clip's best quality ({cause})"
-        )
-
-    def _note_damage(self, file: GroupFile, error: str | None, status: dict[Spot, str]) -> None:
-        lost = sorted(frame for (frame, _), word in status.items() if word == "decode_error")
+    def _note_damage(self, file: GroupFile, error: str | None, lost: set[Spot]) -> None:
         if lost:
             cause = error or "the stream ends early"
-            first = file.source.number(lost[0])
+            frames = sorted({frame for frame, _ in lost})
+            first = file.source.number(frames[0])
             if file.source.pictures:
-                which = f"{len(set(lost))} pictures, number {first} the first,"
+                which = f"{len(frames)} pictures, number {first} the first,"
             else:
                 which = f"frames from {first} on"
             file.refuse("decode_error", f"{file.record.shown}: {which} could not be decoded ({cause})")
 
     # Rows
 
-    def _row(self, clip: Clip, spot: Spot, status: str, geometry: Geometry | None = None, kind: str = "") -> Row:
-        source = self.files[clip.id, self.config.qualities[0]].source
-        row = Row(
-            clip.dataset, clip.group, clip.method, clip.name, clip.label, clip.split, clip.target, clip.source,
-            frame=source.number(spot[0]) if source else spot[0], face=spot[1], status=status,
-        )  # fmt: skip
-        if geometry and spot in geometry.affines:
-            row.geometry = kind
-            row.affine = [float(value) for value in geometry.affines[spot].reshape(-1)]
-        if geometry and spot in geometry.faces:
-            face = geometry.faces[spot]
-            row.detector, row.score = self.detector.name, float(face.score)
-            row.box_xyxy = [float(value) for value in face.box_xyxy]
-            row.landmarks_xy = [float(value) for value in face.landmarks_xy.reshape(-1)]
-        return row
+    def _reject(self, clip: Clip, attempted: list[int]) -> None:
+        """Rows of a clip of which a file cannot be used."""
+        files = [self.files[clip.id, quality] for quality in self.config.qualities]
+        reason = next(file.record.status for file in files if file.record.status != "ok")
+        self.rows += rejected_rows(clip, attempted, reason, files[0].source)
 
-    def _reject(self, clip: Clip, attempted: Iterable[int]) -> None:
-        """Rows of a clip that cannot give tuples: every frame tried in its group, with the file's reason."""
-        statuses = [self.files[clip.id, quality].record.status for quality in self.config.qualities]
-        reason = next(status for status in statuses if status != "ok")
-        self.rows += [self._row(clip, (frame, 0), reason) for frame in (list(attempted) or [-1])]
-
-    def _add_rows(self, clip: Clip, geometry: Geometry, crops: dict[str, dict[Spot, np.ndarray]], kind: str) -> None:
-        refused = next(
-            (
-                record.status
-                for quality in self.config.qualities
-                if (record := self.files[clip.id, quality].record).status == "sync_refused"
-            ),
-            None,
-        )
-        labels = None
+    def _add_rows(self, clip: Clip, cuts: ClipCuts) -> None:
+        records = [self.files[clip.id, quality].record for quality in self.config.qualities]
+        cuts.refused = next((record.status for record in records if record.status == "sync_refused"), None)
+        source = self.files[clip.id, self.best].source
         if clip.faces == "all" and clip.label == 1:
-            labels = label_faces(clip, self.files[clip.id, MASK], self._best_info(clip), geometry, self.timer)
-        made: Counter[int] = Counter()
-        for spot, status in geometry.status.items():
-            if status == "ok":
-                have = {q: crops[q][spot] for q in self.config.qualities if spot in crops.get(q, {})}
-                status = refused or ("ok" if len(have) == len(self.config.qualities) else "decode_error")
-                if status == "ok" and labels:
-                    status = labels.status.get(spot, "ok")
-                made[spot[1]] += status == "ok"
-            row = self._row(clip, spot, status, geometry, kind)
-            if labels:
-                row.label, row.mask_share = labels.label.get(spot[1]), labels.covered.get(spot)
-            if status == "ok":
-                row.crops = have
-            self.rows.append(row)
+            found = [spot for spot, status in cuts.geometry.status.items() if status == "ok"]
+            located = located_boxes(cuts, found)
+            cuts.labels = label_faces(clip, self.files[clip.id, MASK], source.info, located, self.timer)
+        rows = clip_rows(clip, cuts, self.detector.name, source, drop_unaltered=self.config.drop_unaltered)
+        self.rows += rows
+        made = Counter(row.face for row in rows if row.status == "ok")
         wanted, most = min(self.config.frames, self.length), max(made.values(), default=0)
         if 0 < most < wanted:
             self._note(clip, f"{most} of {wanted} tuples: no more frames with the followed face")
-        if labels and labels.label and 1 not in labels.label.values():
+        if equal := sum(cuts.unaltered.values()):
+            kept = "left out" if self.config.drop_unaltered else "kept (--drop-unaltered leaves them out)"
+            self._note(clip, f"{equal} frames show the original unaltered: {kept}")
+        if cuts.labels and cuts.labels.label and 1 not in cuts.labels.label.values():
             self._note(clip, "no face of this manipulated clip lies under its mask")
 
-    def _best_info(self, clip: Clip) -> VideoInfo:
-        return self.files[clip.id, self.config.qualities[0]].info
+
+def _nothing_known(result: Cut) -> bool:
+    """Whether not one frame could be decoded, so that the sync proof says nothing."""
+    return bool(result.error) and result.sync.instants == 0
 
 
-def _explain(sync: Sync) -> str:
+def _accepted(sync: Sync, *, same_count: bool) -> bool:
+    """Whether crops cut with the reference's geometry may be used: a shift has been applied by then."""
+    return sync.verdict == "shifted" or trusted(sync, same_size=sync.place.is_equal, same_count=same_count)
+
+
+def explain(sync: Sync) -> str:
+    """What a sync proof found, in a few words."""
     if sync.verdict == "shifted":
-        return f"shifted by {sync.offset_frames:+d} frames"
+        parts = [f"shifted by {sync.offset_frames:+d} frames"] if sync.offset_frames else []
+        if not sync.place.is_equal:
+            place = sync.place
+            where = f"at {place.left_px:+g},{place.top_px:+g} px"
+            scaled = f", scale {place.scale_x:.4g}x{place.scale_y:.4g}" if place.relation == "resized" else ""
+            parts.append(f"placed {place.relation} {where}{scaled}")
+        return " and ".join(parts)
     if sync.verdict == "static":
         return "too little motion to prove the timing, and the frame counts differ"
-    return f"other content, mean difference {sync.residual:.0f} grey levels"
+    return sync.detail or f"other content, mean difference {sync.residual:.0f} grey levels"
 
 
 def length_remark(clip: Clip, frames: int, original_frames: int) -> str | None:
@@ -305,16 +309,19 @@ def extract_group(
 
     Args:
         meta: more to store in the pack beside the config and its hash, such as tool versions.
-        threads: decoder threads of ffmpeg; does not change the output.
+        threads: threads of the decoder; does not change the output.
     """
     timer = StageTimer()
+    described = describe(group)
+    group = with_faces(group, config)
     with GroupFiles(group, root, config, timer, out / group.dataset) as files:
         work = _Extraction(group, files, config, detector, timer, threads)
         work.run()
     # What is remarkable about a file that was used all the same.
-    work.notes += [(clip, f.record.message) for (clip, _), f in files.files.items() if f.record.status == "ok"
-                   and f.record.message]  # fmt: skip
+    used = [(clip, file.record) for (clip, _), file in files.files.items() if file.record.status == "ok"]
+    work.notes += [(clip, record.message) for clip, record in used if record.message]
     records = files.records
+    facts = facts_of_rows(work.rows)
     with timer.stage("write"):
         size = write_pack(
             out,
@@ -329,12 +336,24 @@ def extract_group(
                 "config": config.model_dump(mode="json"),
                 "group": group.name,
                 "notes": work.notes,
-                "clips": describe(group),
+                "clips": described,
+                "counts": dict(work.counts),
             },
+            timer,
         )
-    result = summarise(group.name, [(row.method, row.name, row.status) for row in work.rows], records, work.notes)
-    result.pack_bytes, result.seconds = size, timer.seconds
+    result = summarise(group.name, facts, records, work.notes)
+    result.counts |= dict(work.counts)
+    result.pack_bytes, result.seconds, result.peak_rss_mib = size, timer.with_others(), peak_rss_mib()
     return result
+
+
+def with_faces(group: Group, config: ExtractConfig) -> Group:
+    """The group with `--faces` in place of what its dataset's reader says."""
+    if config.faces == "auto":
+        return group
+    return dataclasses.replace(
+        group, clips=tuple(dataclasses.replace(clip, faces=config.faces) for clip in group.clips)
+    )
 
 
 def describe(group: Group) -> list[list[object]]:

@@ -1,93 +1,41 @@
 """`qadprep extract`: a whole dataset -> face packs, over worker processes, going on where it stopped."""
 
-import json
-import os
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import qadprep
 from qadprep.catalog.base import Clip, Group, group_clips, read_dataset
 from qadprep.catalog.manifest import quality_rank, read_manifest
-from qadprep.config import ExtractConfig, guard_output, write_json
-from qadprep.engine import available_cores, run_tasks, sole_user
-from qadprep.errors import UserError
-from qadprep.extract import describe, extract_group
-from qadprep.group_files import MASK, remove_made, size_of
-from qadprep.pack import find_packs, pack_paths, read_meta, read_pack
+from qadprep.config import ExtractConfig, guard_output
+from qadprep.engine import run_ending, run_tasks
+from qadprep.engines import Engine, Setup, check_engine, start_engine
+from qadprep.errors import RunEnded, UserError
+from qadprep.group_files import remove_made
+from qadprep.locks import Held, alone, one_at_a_time, sole_user
+from qadprep.pack import find_packs, pack_paths
+from qadprep.parts import Part, unfinish
 from qadprep.progress import progress_bar
 from qadprep.protocols import Protocol, select
-from qadprep.results import GroupResult, summarise
+from qadprep.results import GroupResult
+from qadprep.resume import all_finished, join_parts, part_report
+from qadprep.store import create, dump_json, is_local, open_folder, read_json, remove, write_json
+from qadprep.summary import REPORT_NAME, ExtractSummary
 from qadprep.ustar import remove_leftovers
 from qadprep.video.encode import crf_of
+from qadprep.worker import extract_one, set_up_worker
+
+if TYPE_CHECKING:
+    from qadprep.store import Folder
 
 CONFIG_NAME = "extract.json"
-REPORT_NAME = "extract-report.json"
-
-
-@dataclass
-class ExtractSummary:
-    """What a run of `extract` left in the output folder, groups of earlier runs included.
-
-    Attributes:
-        results: one entry a group, sorted by group.
-        crashed: (group, message) of groups that ended with an unexpected error or whose worker died; they have no
-            pack.
-        others: packs in the folder of groups that this run did not name (another manifest, videos taken away).
-        detector: the sentence that says which detector ran and why.
-        seconds: wall-clock seconds of this run.
-    """
-
-    results: list[GroupResult] = field(default_factory=list)
-    crashed: list[tuple[str, str]] = field(default_factory=list)
-    others: int = 0
-    detector: str = ""
-    seconds: float = 0.0
-    workers: int = 1
-
-    @property
-    def failed(self) -> bool:
-        """Whether anything could not be used."""
-        return bool(self.crashed) or any(result.failures for result in self.results)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Machine-readable form (`--json`, extract-report.json)."""
-        return {
-            "groups": len(self.results),
-            "packs_of_other_groups": self.others,
-            "groups_skipped": sum(result.skipped for result in self.results),
-            "tuples": sum(result.tuples for result in self.results),
-            "statuses": add_up(result.statuses for result in self.results),
-            "sync": add_up(result.sync for result in self.results),
-            "failures": [
-                {"group": r.group, "what": what, "status": status, "message": message}
-                for r in self.results
-                for what, status, message in r.failures
-            ]
-            + [{"group": group, "what": group, "status": "error", "message": m} for group, m in self.crashed],
-            "notes": [{"clip": clip, "note": note} for r in self.results for clip, note in r.notes],
-            "pack_bytes": sum(result.pack_bytes for result in self.results),
-            "stage_seconds": {k: round(v, 3) for k, v in add_up(r.seconds for r in self.results).items()},
-            "seconds": round(self.seconds, 3),
-            "workers": self.workers,
-            "detector": self.detector,
-        }
-
-
-def add_up(parts: Any) -> dict[str, Any]:
-    """Sum dictionaries of numbers key by key; keys sorted."""
-    total: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            total[key] = total.get(key, 0) + value
-    return dict(sorted(total.items()))
 
 
 def extract(
     root: Path,
-    out: Path,
+    out: "str | Folder",
     config: ExtractConfig,
     *,
     detector: str = "auto",
@@ -99,92 +47,184 @@ def extract(
     manifest: Path | None = None,
     protocol: Protocol | None = None,
     drop_leaks: bool = False,
+    engine: str = "local",
+    address: str | None = None,
+    part: Part | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ExtractSummary:
     """Extract every group of a dataset into face packs.
 
     Args:
         root: the dataset's root folder.
-        out: folder of the packs, `<dataset>/<group>.tar` and `.parquet`.
+        out: folder or fsspec URL of the packs, `<dataset>/<group>.tar` and `.parquet`.
         config: what decides the bytes; its `detector` field is filled in here.
         detector: `auto`, `mtcnn` or `retinaface`.
         weights: RetinaFace weights file.
-        workers: processes; 0 takes one per core. Does not change the output.
+        workers: processes; 0 fits them to cores and memory. Does not change the output.
         overwrite: do everything again, also over packs of another config.
         retry_failed: do those groups again in which something could not be used.
         manifest: read the clips from this file instead of scanning the root.
         protocol: take only the clips that it names.
         drop_leaks: leave out the training clips that share a recording with another split (see catalog/leaks.py).
+        engine: `local`, processes of this machine, or `ray`; the same bytes.
+        address: of a running Ray cluster, whose nodes see `root` and `out` under the same paths.
+        part: do only this share of the groups; the last part to end writes the summary of all.
         say: takes remarks for the user, such as which detector runs.
 
+    Returns:
+        The summary of this run: of its part where there is one.
+
     Raises:
-        UserError: wrong use; nothing has been written then.
+        UserError: wrong use, or another run in the same folder; nothing has been written then.
+        RunEnded: the disk is full, or the store cannot be written any more.
     """
     from qadprep.faces import choose_detector, make_detector
     from qadprep.video.ffmpeg import ffmpeg_version
 
     start = time.monotonic()
-    root, clips = _find_clips(root, config, manifest, protocol, drop_leaks, say or (lambda text: None))
-    _check_qualities(clips, config, root)
+    say = say or (lambda text: None)
+    check_engine(engine, address)
+    if part and overwrite:
+        raise UserError(
+            "--overwrite with --part: the parts would delete each other's packs; empty the folder before the first "
+            "part starts, or choose another --out"
+        )
+    root, clips = find_clips(root, config, manifest, protocol, drop_leaks, say)
+    check_qualities(clips, config, root)
     name, sentence = choose_detector(detector, weights)
-    if say:
-        say(sentence)
+    say(sentence)
     # Loaded here as well, so that missing or broken weights stop the run before any worker starts.
     identity = make_detector(name, weights, device).identity()
     config = config.model_copy(update={"detector": identity})
-    groups = group_clips(clips)
-    cores = available_cores()
-    workers = min(workers or cores, len(groups))
-    summary = ExtractSummary(detector=sentence, workers=workers)
-    with sole_user(out):
-        meta = {"tool": f"qadprep {qadprep.__version__}", "ffmpeg": ffmpeg_version()}
-        guard_output(out, CONFIG_NAME, config.model_dump(mode="json"), overwrite)
-        # Until it is back, the extraction has not come to its end, and `shard` waits.
-        (out / REPORT_NAME).unlink(missing_ok=True)
-        if overwrite:
-            for table in find_packs(out):  # of any dataset: one folder holds packs of one config
-                table.unlink()
-                table.with_suffix(".tar").unlink(missing_ok=True)
-        write_json(out / CONFIG_NAME, config.model_dump(mode="json"))
-        remove_leftovers(out / config.dataset)
-        remove_made(out / config.dataset)
-        todo = []
-        for group in groups:
-            earlier = _finished(group, root, out, config)
-            if earlier and not (retry_failed and earlier.failures):
-                summary.results.append(earlier)
+    all_groups = group_clips(clips)
+    groups = part.take(all_groups) if part else all_groups
+    folder = open_folder(out)
+    summary = ExtractSummary(detector=sentence, engine=engine, part=str(part or ""))
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(sole_user(folder, part))
+        try:
+            todo = _begin(folder, groups, root, config, part, overwrite, retry_failed, summary)
+            meta = {"tool": f"qadprep {qadprep.__version__}", "ffmpeg": ffmpeg_version()}
+            setup = Setup(root, folder, config, name, weights, device, meta)
+            chosen = stack.enter_context(start_engine(engine, address, workers, len(todo), setup, run_tasks))
+            summary.workers = chosen.workers
+            _run(chosen, todo, summary, held)
+            summary.results.sort(key=lambda result: result.group)
+            summary.crashed.sort()
+            summary.seconds = time.monotonic() - start
+            if part is None:
+                write_json(folder / REPORT_NAME, summary.as_dict())
             else:
-                # A pack that is out of date must not outlive a worker that dies on its group.
-                pack_paths(out, group.dataset, group.name)[1].unlink(missing_ok=True)
-                todo.append(group)
-        summary.others = len(find_packs(out)) - len(summary.results)
-        with progress_bar("extract", len(todo), "groups") as advance:
-
-            def on_result(group: Group, result: GroupResult) -> None:
-                summary.results.append(result)
-                advance(1, f"{group.name}: {result.tuples} tuples")
-
-            def on_crash(group: Group, message: str) -> None:
-                summary.crashed.append((group.name, message))
-                advance(1, f"{group.name}: {message}")
-
-            run_tasks(
-                todo,
-                extract_one,
-                on_result,
-                on_crash,
-                workers=workers,
-                initializer=set_up_worker,
-                initargs=(root, out, config, name, weights, device, meta, max(1, cores // workers)),
-            )
-        summary.results.sort(key=lambda result: result.group)
-        summary.crashed.sort()
-        summary.seconds = time.monotonic() - start
-        write_json(out / REPORT_NAME, summary.as_dict())
+                _end_part(folder, part, summary, all_groups, root, config, say)
+        except OSError as error:
+            fault = run_ending(error)
+            if fault is None:
+                raise
+            with contextlib.suppress(OSError):
+                _clean(folder, config.dataset, groups, part)
+            done = f"{len(summary.results)} of {len(groups)} groups are done"
+            again = "" if "run the same command again" in str(fault) else " and run the same command again"
+            raise RunEnded(f"{fault}{again}; {done}") from error
     return summary
 
 
-def _find_clips(
+def _begin(
+    folder: "Folder",
+    groups: list[Group],
+    root: Path,
+    config: ExtractConfig,
+    part: Part | None,
+    overwrite: bool,
+    retry_failed: bool,
+    summary: ExtractSummary,
+) -> list[Group]:
+    """Check and clear the output folder; returns the groups to do, and puts the finished ones into the summary."""
+    with one_at_a_time(folder):
+        settings = config.model_dump(mode="json")
+        guard_output(folder, CONFIG_NAME, settings, overwrite)
+        # Parts on several machines may come here at the same time: the first settles it.
+        if overwrite or read_json(folder / CONFIG_NAME) is None:
+            if part and not is_local(folder) and not create(folder / CONFIG_NAME, dump_json(settings)):
+                guard_output(folder, CONFIG_NAME, settings, overwrite)
+            else:
+                write_json(folder / CONFIG_NAME, settings)
+        # Until they are back, the extraction has not come to its end, and `shard` waits.
+        unfinish(folder, part)
+        if overwrite:
+            for table in find_packs(folder):  # of any dataset: one folder holds packs of one config
+                remove(table)
+                remove(table.with_suffix(".tar"))
+        _clean(folder, config.dataset, groups, None if alone(folder, part) else part)
+    todo = []
+    for group, earlier in zip(groups, all_finished(groups, root, folder, config), strict=True):
+        if earlier and not (retry_failed and earlier.failures):
+            summary.results.append(earlier)
+        else:
+            # A pack that is out of date must not outlive a worker that dies on its group.
+            remove(pack_paths(folder, group.dataset, group.name)[1])
+            todo.append(group)
+    if part is None:
+        summary.others = len(find_packs(folder)) - len(summary.results)
+    return todo
+
+
+def _clean(folder: "Folder", dataset: str, groups: list[Group], part: Part | None) -> None:
+    """Delete temporary files that a killed run left; beside other parts only those of the own groups."""
+    if not is_local(folder):
+        return
+    if part is None:
+        remove_leftovers(folder)
+        remove_leftovers(folder / dataset)
+        remove_made(folder / dataset)
+    else:
+        remove_leftovers(folder / dataset, {group.name for group in groups})
+
+
+def _run(engine: Engine, todo: list[Group], summary: ExtractSummary, held: Held) -> None:
+    with progress_bar("extract", len(todo), "groups") as advance:
+
+        def on_result(group: Group, result: GroupResult) -> None:
+            held()
+            summary.results.append(result)
+            advance(1, f"{group.name}: {result.tuples} tuples")
+
+        def on_crash(group: Group, message: str) -> None:
+            held()
+            summary.crashed.append((group.name, message))
+            advance(1, f"{group.name}: {message}")
+
+        engine.run_tasks(
+            todo,
+            extract_one,
+            on_result,
+            on_crash,
+            workers=engine.workers,
+            initializer=set_up_worker,
+            initargs=engine.setup,
+        )
+    summary.detectors = engine.statistics()
+
+
+def _end_part(
+    folder: "Folder",
+    part: Part,
+    summary: ExtractSummary,
+    all_groups: list[Group],
+    root: Path,
+    config: ExtractConfig,
+    say: Callable[[str], None],
+) -> None:
+    """Write the part's report, and the summary of the whole if this part was the last to end."""
+    with one_at_a_time(folder):
+        write_json(folder / part.report_name, part_report(summary, part, all_groups))
+        whole = join_parts(part, all_groups, root, folder, config, say)
+        if whole:
+            whole.others = len(find_packs(folder)) - len(whole.results)
+            write_json(folder / REPORT_NAME, whole.as_dict())
+            say(f"all {part.count} parts are done: {folder / REPORT_NAME}")
+
+
+def find_clips(
     root: Path,
     config: ExtractConfig,
     manifest: Path | None,
@@ -222,7 +262,7 @@ def _find_clips(
     return root, clips
 
 
-def _check_qualities(clips: list[Clip], config: ExtractConfig, root: Path) -> None:
+def check_qualities(clips: list[Clip], config: ExtractConfig, root: Path) -> None:
     found = {quality for clip in clips for quality in clip.paths}
     for quality in config.qualities:
         if quality not in found and not (config.make_qualities and crf_of(quality)):
@@ -231,80 +271,16 @@ def _check_qualities(clips: list[Clip], config: ExtractConfig, root: Path) -> No
             raise UserError(f"{root}: no video of quality {quality!r}; it has {there} (--qualities {there}{can_make})")
 
 
-def _finished(group: Group, root: Path, out: Path, config: ExtractConfig) -> GroupResult | None:
-    """The stored result of a group whose pack is complete, of this config, and of the files as they are now."""
-    tar, table = pack_paths(out, group.dataset, group.name)
-    meta = read_meta(table)
-    if not meta or meta.get("config_hash") != config.hash() or not tar.is_file():
-        return None
-    if meta.get("clips") != describe(group):
-        return None  # another split or label than then
-    now = {(clip.method, clip.name, q): clip.paths.get(q, "") for clip in group.clips for q in config.qualities}
-    now |= {(c.method, c.name, MASK): c.mask or "" for c in group.clips if c.faces == "all" and c.label == 1}
-    if now != {(f["method"], f["clip"], f["quality"]): f["path"] for f in meta["files"]}:
-        return None  # files came or went
-    for record in meta["files"]:
-        if (size_of(root, record["path"]) if record["path"] else -1) != record["bytes"]:
-            return None  # fetched again
-        made = record["made"]
-        if made and size_of(root, made["from"]) != made["from_bytes"]:
-            return None  # made from another file
-    try:
-        pack = read_pack(table)
-    except UserError:
-        return None  # damaged: made again
-    columns = (pack.table[name].to_pylist() for name in ("method", "name", "status"))
-    rows = list(zip(*columns, strict=True))
-    result = summarise(group.name, rows, pack.files, [tuple(note) for note in meta["notes"]])
-    result.pack_bytes, result.skipped = tar.stat().st_size, True
-    return result
-
-
-_worker: dict[str, Any] = {}
-
-
-def set_up_worker(
-    root: Path,
-    out: Path,
-    config: ExtractConfig,
-    detector: str,
-    weights: Path | None,
-    device: str,
-    meta: dict[str, str],
-    threads: int,
-) -> None:
-    """In each worker: one thread for OpenCV and torch, whose float results may depend on the number of threads."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import cv2
-    import torch
-
-    from qadprep.faces import make_detector
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    _worker.update(
-        root=root,
-        out=out,
-        config=config,
-        detector=make_detector(detector, weights, device),
-        meta=meta,
-        threads=threads,
-    )
-
-
-def extract_one(group: Group) -> GroupResult:
-    """One group in a worker that `set_up_worker` has prepared."""
-    return extract_group(group, **_worker)
-
-
-def load_config(folder: Path) -> ExtractConfig:
+def load_config(folder: "Folder") -> ExtractConfig:
     """The config a folder of face packs was written with.
 
     Raises:
         UserError: no face packs there.
     """
     file = folder / CONFIG_NAME
+    settings = read_json(file)
     try:
-        return ExtractConfig(**json.loads(file.read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no face packs there (no readable {CONFIG_NAME}: {error})") from error
+        return ExtractConfig(**(settings or {}))
+    except ValueError as error:
+        why = "is not one of this version" if settings else "is missing or damaged"
+        raise UserError(f"{folder}: no face packs there ({file} {why}); write them with `qadprep extract`") from error

@@ -1,59 +1,103 @@
-"""Label the faces of a manipulated clip by its mask video: which of them lie under the mask, and what can go wrong."""
+"""What a manipulated clip's mask video says of its faces: which of them are fake, and where nothing was altered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from qadprep.catalog.base import Clip
 from qadprep.faces.mask_labels import FaceLabels, covered_share, marked, vote
-from qadprep.geometry import Geometry, Spot
 from qadprep.group_files import GroupFile
 from qadprep.timing import StageTimer
 from qadprep.video.probe import VideoInfo
+from qadprep.witness import Spot
+
+Located = Mapping[Spot, tuple[int, np.ndarray]]
+"""spot -> (frame number in the clip, box left, top, right, bottom in its px)."""
 
 
-def label_faces(clip: Clip, mask: GroupFile, info: VideoInfo, geometry: Geometry, timer: StageTimer) -> FaceLabels:
+@dataclass
+class MaskReading:
+    """What a mask video shows.
+
+    Attributes:
+        covered: spot -> share of the box under the mask.
+        status: spot -> why nothing is known: the mask's own status, `mask_short` or `mask_damaged`.
+        marks_anything: whether it marks a single pixel in any of the frames.
+        problem: (status, message) of what is wrong with the mask, or None.
+    """
+
+    covered: dict[Spot, float] = field(default_factory=dict)
+    status: dict[Spot, str] = field(default_factory=dict)
+    marks_anything: bool = False
+    problem: tuple[str, str] | None = None
+
+
+def read_mask(clip: Clip, mask: GroupFile, info: VideoInfo, located: Located, timer: StageTimer) -> MaskReading:
+    """Look at the boxes in the mask video, in one pass.
+
+    Args:
+        mask: the opened mask video.
+        info: probe of the clip itself; the mask must have the same picture size.
+    """
+    record, result = mask.record, MaskReading()
+    if record.status != "ok":
+        result.problem = record.status, record.message
+    elif (mask.info.width, mask.info.height) != (info.width, info.height):
+        sizes = f"{mask.info.width}x{mask.info.height}, the clip {info.width}x{info.height}"
+        result.problem = (
+            "mask_size",
+            f"{record.path}: picture is {sizes}; nothing says how the two lie over each other",
+        )
+    if result.problem:
+        result.status = dict.fromkeys(located, result.problem[0])
+        return result
+    at: dict[int, list[Spot]] = {}
+    for spot, (number, _) in located.items():
+        if number < mask.info.frames:
+            at.setdefault(number, []).append(spot)
+        else:
+            result.status[spot] = "mask_short"
+    if result.status:
+        furthest = max(located[spot][0] for spot in result.status)
+        result.problem = (
+            "mask_short",
+            f"{record.path}: has {mask.info.frames} frames, frame {furthest} of {clip.id} is behind its end",
+        )
+    if not at:
+        return result
+    with mask.source.reader(sorted(at)) as reader:
+        for frame in timer.each("mask", reader):
+            result.marks_anything |= bool(marked(frame.rgb).any())
+            for spot in at[frame.index]:
+                result.covered[spot] = covered_share(frame.rgb, located[spot][1])
+    if reader.missing:
+        result.status |= {spot: "mask_damaged" for number in reader.missing for spot in at[number]}
+        first = reader.missing[0]
+        result.problem = "mask_damaged", f"{record.path}: frames from {first} on are damaged ({reader.error})"
+    return result
+
+
+def label_faces(clip: Clip, mask: GroupFile, info: VideoInfo, located: Located, timer: StageTimer) -> FaceLabels:
     """Vote over the faces of one clip.
 
     Args:
         mask: the opened mask video; what is wrong with it is noted in its record.
         info: probe of the clip itself; the mask must have the same picture size.
-        geometry: where its faces are; faces of status `ok` take part.
+        located: where its faces are.
 
     Returns:
         Labels by face number. A spot that the mask says nothing about has a status: `mask_missing`,
         `mask_unreadable`, `mask_size`, `mask_short` (it ends before), `mask_damaged` (cannot be decoded there),
         `mask_empty` (it marks nothing in any of the frames, although the clip is manipulated).
     """
-    spots = [spot for spot, status in geometry.status.items() if status == "ok"]
-    record = mask.record
-    if mask.info and (mask.info.width, mask.info.height) != (info.width, info.height):
-        sizes = f"{mask.info.width}x{mask.info.height}, the clip {info.width}x{info.height}"
-        mask.refuse("mask_size", f"{record.path}: picture is {sizes}; nothing says how the two lie over each other")
-    if record.status != "ok":
-        return FaceLabels(status=dict.fromkeys(spots, record.status))
-    status: dict[Spot, str] = {spot: "mask_short" for spot in spots if spot[0] >= mask.info.frames}
-    frames = sorted({spot[0] for spot in spots if spot not in status})
-    covered: dict[Spot, float] = {}
-    if status:
-        mask.refuse(
-            "mask_short",
-            f"{record.path}: has {mask.info.frames} frames, frame {max(status)[0]} of {clip.id} is behind its end",
-        )
-    marks_anything = False
-    if frames:
-        faces_at: dict[int, list[Spot]] = {}
-        for spot in spots:
-            faces_at.setdefault(spot[0], []).append(spot)
-        with mask.source.reader(frames) as reader:
-            for frame in timer.each("mask", reader):
-                marks_anything |= bool(marked(frame.rgb).any())
-                for spot in faces_at[frame.index]:
-                    covered[spot] = covered_share(frame.rgb, geometry.faces[spot].box_xyxy)
-        if reader.missing:
-            status |= {spot: "mask_damaged" for frame in reader.missing for spot in faces_at[frame]}
-            mask.refuse(
-                "mask_damaged", f"{record.path}: frames from {reader.missing[0]} on are damaged ({reader.error})"
-            )
-    if covered and not marks_anything:
-        mask.refuse("mask_empty", f"{record.path}: marks nothing in the {len(frames)} frames of {clip.id}")
-        return FaceLabels(status=dict.fromkeys(covered, "mask_empty") | status)
-    labels = vote(covered)
-    labels.status |= status
+    reading = read_mask(clip, mask, info, located, timer)
+    if reading.problem:
+        mask.refuse(*reading.problem)
+    if reading.covered and not reading.marks_anything:
+        frames = {located[spot][0] for spot in reading.covered}
+        mask.refuse("mask_empty", f"{mask.record.path}: marks nothing in the {len(frames)} frames of {clip.id}")
+        return FaceLabels(status=dict.fromkeys(reading.covered, "mask_empty") | reading.status)
+    labels = vote(reading.covered)
+    labels.status |= reading.status
     return labels

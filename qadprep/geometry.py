@@ -1,7 +1,7 @@
-"""Find the face, or every face, of a clip once, and cut any file with what was found."""
+"""Find the face, or every face, of a clip once: detect, follow, measure, filter, refill."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,10 +9,13 @@ import numpy as np
 from qadprep.config import ExtractConfig
 from qadprep.faces.alignment import affine_from_face, warp_face
 from qadprep.faces.base import Detector, Face
-from qadprep.faces.tracking import find_tracks
+from qadprep.faces.looks import look_of
+from qadprep.faces.measures import Measures, measure
+from qadprep.faces.scenes import find_scenes
+from qadprep.faces.tracking import Track, find_tracks
 from qadprep.timing import StageTimer
 from qadprep.video.source import Source
-from qadprep.video.sync import MAX_OFFSET_FRAMES, Sync, temporal_shift
+from qadprep.witness import Aim, Spot, Witness, neighbourhood, place_instants
 
 DETECT_BATCH = 8
 FACELESS_ROUNDS = 3
@@ -25,9 +28,6 @@ MAX_FACES_CUT, MAX_EVERY_FACE = 8, 32
 MIN_TRACK_SHARE = 0.1
 MIN_TRACK_FRAMES = 2
 
-Spot = tuple[int, int]
-"""(frame, face): one face of a group in one frame. Where only one face is followed, its number is 0."""
-
 
 @dataclass
 class Geometry:
@@ -38,53 +38,76 @@ class Geometry:
             empty for pictures that were cropped by others.
         affines: spot -> float64 (2, 3), source px -> crop px.
         crops: spot -> the crop of the file the geometry was found on, uint8 (size_px, size_px, 3) RGB.
-        status: every attempted spot -> `ok`, `no_face`, `other_face` (faces, but not this one), `surplus` (the face is
-            there, but the clip had its frames by then), `short_track` (a face seen too rarely) or `decode_error`.
-        thumbnails: frame -> luminance thumbnail of nearly every frame, for the sync test.
+        measures: spot -> size, sharpness, pose and share inside of every face that was followed, kept or not.
+        status: every attempted spot -> `ok`, `no_face`, `other_face` (faces, but not this one), `small_face` and
+            `turned_face` (left out by a filter), `surplus` (the face is there, but the clip had its frames by then),
+            `short_track` (a face seen too rarely) or `decode_error`.
+        witness: the file's evidence for the sync test of others.
+        scenes: attempted frame -> number of its scene, from 0; a cut raises it.
+        switches: times another person took the followed face's place.
         error: why decoding stopped early, or None.
         crowded: frames with more faces than are taken; the smallest were left out.
+        detected: frames on which the detector ran.
+        decoded: frames that the decoder gave, needed or not.
     """
 
-    faces: dict[Spot, Face]
-    affines: dict[Spot, np.ndarray]
-    crops: dict[Spot, np.ndarray]
-    status: dict[Spot, str]
-    thumbnails: dict[int, np.ndarray]
+    witness: Witness
+    faces: dict[Spot, Face] = field(default_factory=dict)
+    affines: dict[Spot, np.ndarray] = field(default_factory=dict)
+    crops: dict[Spot, np.ndarray] = field(default_factory=dict)
+    measures: dict[Spot, Measures] = field(default_factory=dict)
+    status: dict[Spot, str] = field(default_factory=dict)
+    scenes: dict[int, int] = field(default_factory=dict)
+    switches: int = 0
     error: str | None = None
     crowded: int = 0
+    detected: int = 0
+    decoded: int = 0
 
     @property
     def frames(self) -> list[int]:
         """Every attempted frame, rising."""
         return sorted({frame for frame, _ in self.status})
 
-
-@dataclass
-class Cut:
-    """Crops of one file, with the evidence that they belong to the reference's frames.
-
-    Attributes:
-        crops: spot -> uint8 (size_px, size_px, 3) RGB; frames that could not be decoded are absent.
-        sync: result of the temporal shift test against the reference's thumbnails.
-        thumbnails: frame -> luminance thumbnail: of the cut frames, or of nearly every frame when asked for.
-        error: why decoding stopped early, or None.
-    """
-
-    crops: dict[Spot, np.ndarray]
-    sync: Sync
-    thumbnails: dict[int, np.ndarray]
-    error: str | None = None
+    @property
+    def aims(self) -> dict[Spot, Aim]:
+        """Where the spots lie in the file the geometry was found on."""
+        return {spot: (spot[0], affine) for spot, affine in self.affines.items()}
 
 
-@dataclass
+@dataclass(eq=False)
 class _Seen:
+    """What the passes over the file gave so far; tables by `id()` of a face hold it alive by `faces`."""
+
+    witness: Witness
+    most: int
+    for_others: bool
     faces: dict[int, list[Face]] = field(default_factory=dict)
-    crops: dict[int, np.ndarray] = field(default_factory=dict)  # by id() of the face
+    crops: dict[int, np.ndarray] = field(default_factory=dict)
     affines: dict[int, np.ndarray] = field(default_factory=dict)
+    measures: dict[int, Measures] = field(default_factory=dict)
+    looks: dict[int, np.ndarray] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
-    most: int = MAX_FACES_CUT
     crowded: int = 0
+    decoded: int = 0
     error: str | None = None
+
+    def scenes(self) -> dict[int, int]:
+        return find_scenes(self.witness.thumbnails)
+
+    def tracks(self) -> list[Track]:
+        """The followed faces, best first."""
+        return find_tracks(dict(sorted(self.faces.items())), scenes=self.scenes(), looks=self.looks)
+
+    def unfit(self, face: Face, config: ExtractConfig) -> str | None:
+        """The filter that leaves a face out, or None."""
+        measures = self.measures[id(face)]
+        if measures.side_px < config.min_face_px:
+            return "small_face"
+        # A pose that cannot be told is not one that is known to be frontal.
+        if config.max_yaw_deg is not None and not abs(measures.yaw_deg) <= config.max_yaw_deg:
+            return "turned_face"
+        return None
 
 
 def find_geometry(
@@ -97,76 +120,114 @@ def find_geometry(
     threads: int = 1,
     *,
     every_face: bool = False,
+    for_others: bool = True,
 ) -> Geometry:
     """Detect on the chosen frames, follow the largest face or every face, and refill from the spares.
 
     Faces are numbered by `find_tracks`' ranking: 0 is the one that is largest and most often there, and the one the
     refilling is for. Every face of a frame is cut while the full picture is at hand, so that the file is read once and
-    no full frame is kept; which of the crops stay is known after tracking.
+    no full frame is kept; which of the crops stay is known after tracking. Only where frames have no usable face is the
+    file read again, for their spares.
+
+    Args:
+        for_others: remember the pictures around the frames, since other files are to be proved against this one.
     """
-    seen = _Seen(most=MAX_EVERY_FACE if every_face else MAX_FACES_CUT)
-    last = min(source.info.frames - 1, chosen[-1] + MAX_OFFSET_FRAMES)
-    thumbnails = _look(source, chosen, config, detector, timer, threads, seen, thumbs_to=last)
+    seen = _Seen(Witness(source.info), MAX_EVERY_FACE if every_face else MAX_FACES_CUT, for_others)
+    _look(source, chosen, config, detector, timer, threads, seen, lumas_at=place_instants(chosen) if for_others else ())
     wanted, left = len(chosen), list(spares)
-    tracks = _tracks(seen)
+    tracks = seen.tracks()
     rounds = 0
-    while (lacking := wanted - len(tracks[0])) > 0:
+    while (lacking := wanted - len(usable := _usable(tracks, seen, config))) > 0:
         if seen.missing:  # what lies behind damage cannot be had
             left = [frame for frame in left if frame < min(seen.missing)]
-        # A video without any face is given up after a few rounds; where some were seen, every spare is tried.
-        if not left or (not tracks[0] and rounds >= FACELESS_ROUNDS):
+        # A video without any usable face is given up after a few rounds; where some were seen, every spare is tried.
+        if not left or (not usable and rounds >= FACELESS_ROUNDS):
             break
         # As many as are likely to give what is lacking, since each round reads the file again.
-        hits = max(len(tracks[0]) / len(seen.faces), 1 / 8) if seen.faces else 1
+        hits = max(len(usable) / len(seen.faces), 1 / 8) if seen.faces else 1
         count = max(MIN_REFILL, math.ceil(lacking / hits))
         batch, left = sorted(left[:count]), left[count:]
         _look(source, batch, config, detector, timer, threads, seen)
-        tracks, rounds = _tracks(seen), rounds + 1
+        tracks, rounds = seen.tracks(), rounds + 1
+    return _settle(seen, tracks, chosen, spares, config, every_face)
+
+
+def _usable(tracks: list[Track], seen: _Seen, config: ExtractConfig) -> list[int]:
+    """Frames in which the best-ranked face is there and passes the filters."""
+    return [frame for frame, face in tracks[0].faces.items() if not seen.unfit(face, config)] if tracks else []
+
+
+def _settle(
+    seen: _Seen,
+    tracks: list[Track],
+    chosen: Sequence[int],
+    spares: Sequence[int],
+    config: ExtractConfig,
+    every_face: bool,
+) -> Geometry:
+    """Give every attempted (frame, face) its status, and keep the wanted number of each face."""
+    wanted = len(chosen)
     enough = max(MIN_TRACK_FRAMES, MIN_TRACK_SHARE * len(seen.faces)) if every_face else 0
-    kept: dict[Spot, Face] = {}
-    status: dict[Spot, str] = {}
-    for number, track in enumerate(tracks if every_face else tracks[:1]):
+    result = Geometry(
+        seen.witness,
+        scenes=seen.scenes(),
+        switches=sum(track.switches for track in tracks),
+        error=seen.error,
+        crowded=seen.crowded if every_face else 0,
+        detected=len(seen.faces),
+        decoded=seen.decoded,
+    )
+    status, kept = result.status, {}
+    followed = [track.faces for track in (tracks if every_face else tracks[:1])] or [{}]
+    for number, track in enumerate(followed):
+        result.measures |= {(frame, number): seen.measures[id(face)] for frame, face in track.items()}
         if number and len(track) < enough:
             status |= {(frame, number): "short_track" for frame in track}
             continue
         status |= {(frame, number): "other_face" if faces else "no_face" for frame, faces in seen.faces.items()}
         status |= {(frame, number): "decode_error" for frame in seen.missing}
-        status |= {(frame, number): "surplus" for frame in track}
+        unfit = {frame: seen.unfit(face, config) for frame, face in track.items()}
+        status |= {(frame, number): reason or "surplus" for frame, reason in unfit.items()}
         # The frames drawn first stay; keeping the lowest numbers would favour the video's beginning.
-        for frame in [frame for frame in (*chosen, *spares) if frame in track][:wanted]:
+        for frame in [f for f in (*chosen, *spares) if f in track and not unfit[f]][:wanted]:
             status[frame, number] = "ok"
             kept[frame, number] = track[frame]
-    kept = dict(sorted(kept.items()))
-    return Geometry(
-        faces=kept,
-        affines={spot: seen.affines[id(face)] for spot, face in kept.items()},
-        crops={spot: seen.crops[id(face)] for spot, face in kept.items()},
-        status=dict(sorted(status.items())),
-        thumbnails=thumbnails,
-        error=seen.error,
-        crowded=seen.crowded if every_face else 0,
-    )
+    result.faces = dict(sorted(kept.items()))
+    result.affines = {spot: seen.affines[id(face)] for spot, face in result.faces.items()}
+    result.crops = {spot: seen.crops[id(face)] for spot, face in result.faces.items()}
+    result.status = dict(sorted(status.items()))
+    result.witness.remember_faces(result.faces)
+    return result
 
 
 def given_geometry(
-    source: Source, chosen: Sequence[int], spares: Sequence[int], config: ExtractConfig, timer: StageTimer
+    source: Source,
+    chosen: Sequence[int],
+    spares: Sequence[int],
+    config: ExtractConfig,
+    timer: StageTimer,
+    *,
+    for_others: bool = True,
 ) -> Geometry:
     """Take pictures that were cropped by others as they are: the whole picture, resized to the crop."""
     scale_x, scale_y = config.size_px / source.info.width, config.size_px / source.info.height
     # Pixel edges map to pixel edges; an affine counts at pixel centres.
     affine = np.array([[scale_x, 0, scale_x / 2 - 0.5], [0, scale_y, scale_y / 2 - 0.5]])
-    result = Geometry({}, {}, {}, {}, {})
-    last = min(source.info.frames - 1, chosen[-1] + MAX_OFFSET_FRAMES)
+    result = Geometry(Witness(source.info))
     wanted, batch, left = len(chosen), list(chosen), list(spares)
+    instants = place_instants(chosen) if for_others else ()
     while batch:
-        first = not result.status
-        with source.reader(batch, thumbs="all" if first else None, thumbs_to=last if first else None) as reader:
+        around = neighbourhood(batch, source.info.frames) if for_others else ()
+        with source.reader(batch, thumbs_at=around) as reader:
             for frame in timer.each("decode", reader):
                 spot = (frame.index, 0)
+                if frame.index in instants:
+                    result.witness.lumas[frame.index] = frame.luma
                 with timer.stage("warp"):
                     result.crops[spot] = warp_face(frame.rgb, affine, config.size_px)
                 result.affines[spot], result.status[spot] = affine, "ok"
-        result.thumbnails = result.thumbnails or reader.thumbnails
+        result.witness.thumbnails |= reader.thumbnails
+        result.decoded += reader.frames_decoded
         result.status |= {(frame, 0): "decode_error" for frame in reader.missing}
         result.error = result.error or reader.error
         lacking = wanted - len(result.crops)
@@ -174,39 +235,6 @@ def given_geometry(
     for table in ("affines", "crops", "status"):
         setattr(result, table, dict(sorted(getattr(result, table).items())))
     return result
-
-
-def cut(
-    source: Source,
-    affines: Mapping[Spot, np.ndarray],
-    reference_thumbnails: Mapping[int, np.ndarray],
-    config: ExtractConfig,
-    timer: StageTimer,
-    threads: int = 1,
-    *,
-    all_thumbnails: bool = False,
-) -> Cut:
-    """Cut a file at given spots with given affines, and test its timing against the reference in the same pass.
-
-    Args:
-        all_thumbnails: keep thumbnails of nearly every frame, so that other files can be tested against this one.
-    """
-    crops: dict[Spot, np.ndarray] = {}
-    by_frame: dict[int, list[Spot]] = {}
-    for spot in sorted(affines):
-        by_frame.setdefault(spot[0], []).append(spot)
-    frames = list(by_frame)
-    last = min(source.info.frames - 1, frames[-1] + MAX_OFFSET_FRAMES)
-    thumbs = "all" if all_thumbnails else "selected"
-    with source.reader(frames, thumbs=thumbs, thumbs_to=last, threads=threads) as reader:
-        for frame in timer.each("decode", reader):
-            with timer.stage("warp"):
-                for spot in by_frame[frame.index]:
-                    crops[spot] = warp_face(frame.rgb, affines[spot], config.size_px)
-    with timer.stage("sync"):
-        shown = {frame: reader.thumbnails[frame] for frame in frames if frame in reader.thumbnails}
-        sync = temporal_shift(reference_thumbnails, shown)
-    return Cut(crops, sync, reader.thumbnails, reader.error)
 
 
 def _look(
@@ -217,12 +245,11 @@ def _look(
     timer: StageTimer,
     threads: int,
     seen: _Seen,
-    thumbs_to: int | None = None,
-) -> dict[int, np.ndarray]:
-    """Decode, detect and cut all faces at `indices`; returns thumbnails of frames 0..thumbs_to when asked."""
-    reader = source.reader(
-        indices, thumbs="all" if thumbs_to is not None else None, thumbs_to=thumbs_to, threads=threads
-    )
+    lumas_at: Collection[int] = (),
+) -> None:
+    """Decode, detect, cut and measure all faces at `indices`, and remember the pictures around them."""
+    around = neighbourhood(indices, source.info.frames) if seen.for_others else indices
+    reader = source.reader(indices, thumbs_at=around, threads=threads)
     batch: list[tuple[int, np.ndarray]] = []
 
     def detect() -> None:
@@ -235,31 +262,34 @@ def _look(
                 seen.faces[index] = []
                 for face in largest:
                     try:
-                        affine = affine_from_face(
-                            face, align=config.align, margin=config.margin, size_px=config.size_px
-                        )
-                        crop = warp_face(rgb, affine, config.size_px)
+                        _take(face, rgb, config, seen)
                     except ValueError:
                         continue  # landmarks on one point: a false alarm, no face
                     seen.faces[index].append(face)
-                    seen.affines[id(face)], seen.crops[id(face)] = affine, crop
         batch.clear()
 
     with reader:
         for frame in timer.each("decode", reader):
-            batch.append((frame.index, frame.rgb))
+            with timer.stage("convert"):
+                batch.append((frame.index, frame.rgb))
+                if frame.index in lumas_at:
+                    seen.witness.lumas[frame.index] = frame.luma
             if len(batch) == DETECT_BATCH:
                 detect()
         if batch:
             detect()
+    seen.witness.thumbnails |= reader.thumbnails
     seen.missing += reader.missing
     seen.error = seen.error or reader.error
-    return reader.thumbnails
+    seen.decoded += reader.frames_decoded
 
 
-def _tracks(seen: _Seen) -> list[dict[int, Face]]:
-    """frame -> face of every followed face, best first; one empty table where there is none."""
-    return [track.faces for track in find_tracks(dict(sorted(seen.faces.items())))] or [{}]
+def _take(face: Face, rgb: np.ndarray, config: ExtractConfig, seen: _Seen) -> None:
+    affine = affine_from_face(face, align=config.align, margin=config.margin, size_px=config.size_px)
+    crop = warp_face(rgb, affine, config.size_px)
+    seen.affines[id(face)], seen.crops[id(face)] = affine, crop
+    seen.measures[id(face)] = measure(face, crop, affine, (rgb.shape[1], rgb.shape[0]))
+    seen.looks[id(face)] = look_of(crop)
 
 
 def _area(face: Face) -> float:

@@ -98,7 +98,7 @@ class GroupFiles:
             for quality in self.config.qualities:
                 if quality not in clip.paths and crf_of(quality):
                     self.files[clip.id, quality] = self._make(clip, quality)
-        if clip.faces == "all" and clip.label == 1:
+        if has_mask(clip):
             with self.timer.stage("probe"):
                 self.files[clip.id, MASK] = self._open_mask(clip)
 
@@ -132,6 +132,9 @@ class GroupFiles:
         if file.source is None:
             missing = file.record.status == "missing_file"
             file.record.status = "mask_missing" if missing else "mask_unreadable"
+            if clip.faces != "all":
+                # Only whether a frame was altered hangs on it, and the crops tell that too.
+                file.record.status = "ok"
         return file
 
     def _read(self, file: GroupFile, root: Path, path: str) -> None:
@@ -177,7 +180,7 @@ class GroupFiles:
             self._made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self._scratch))
         self._count += 1
         name = f"{self._count}.mp4"  # not from the clip's words: two clips' could join to the same
-        with self.timer.stage("encode"):
+        with self.timer.stage("compress"):
             try:
                 encode_quality(source, self._made / name, crf_of(quality), self.config.pix_fmt)
             except FfmpegError as error:
@@ -240,6 +243,17 @@ def wrong_with(made: VideoInfo, source: VideoInfo, crf: int, pix_fmt: str) -> st
         if getattr(made, name) != value:
             return f"{name} is {getattr(made, name)}, expected {value}"
     return None
+
+
+def has_mask(clip: Clip) -> bool:
+    """Whether a mask is among the files of a clip: needed where it says which faces are fake, else if it is there."""
+    return clip.label == 1 and (clip.faces == "all" or clip.mask is not None)
+
+
+def wanted_files(group: Group, config: ExtractConfig) -> dict[tuple[str, str, str], str]:
+    """(method, clip, quality) -> path of every file an extraction looks for; empty paths for those not on disk."""
+    files = {(c.method, c.name, q): c.paths.get(q, "") for c in group.clips for q in config.qualities}
+    return files | {(c.method, c.name, MASK): c.mask or "" for c in group.clips if has_mask(c)}
 
 
 def size_of(root: Path, path: str) -> int:

@@ -12,11 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qadprep.errors import UserError
+from qadprep.timing import StageTimer
 from qadprep.ustar import TarWriter, atomic_file
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 _META_KEY = b"qadprep"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+MEASURES = ("face_px", "sharpness", "yaw_deg", "pitch_deg", "roll_deg", "inside_share")
+# What the table says of each file's sync proof beside its verdict; all of it is in the metadata.
+_EVIDENCE = {
+    "offset_frames": pa.int8(),
+    "margin": pa.float32(),
+    "residual": pa.float32(),
+    "relation": pa.string(),
+    "left_px": pa.float32(),
+    "top_px": pa.float32(),
+}
 
 
 @dataclass
@@ -27,7 +38,7 @@ class FileRecord:
         status: `ok`, or the reason why it could not be used.
         message: one line for the user; empty when ok.
         bytes: size when it was read; a changed size makes the pack stale. -1 when the file is missing.
-        sync: evidence of the temporal shift test (see video/sync.py), or None when it did not come so far.
+        sync: evidence of the sync proof (see video/sync.py), or None when it did not come so far.
         made: for a quality that was encoded on the fly: what from, CRF, pixel format, encoder; else None.
     """
 
@@ -59,13 +70,20 @@ class Row:
 
     Attributes:
         label: of this face, 0 real or 1 fake: the clip's, or what the mask says; None where that is not known.
-        frame: frame number in the video, or the number in a picture's file name.
+        frame: frame number in the group's reference, or the number in a picture's file name.
         status: `ok`, or the named reason why there is no tuple.
         geometry: `reference` when the affine was found on the group's reference clip, `own` when on the clip itself,
             `given` for pictures that were cropped by others, empty when there is none.
         mask_share: share of the box under the mask, 0..1, where faces are labelled by a mask.
         box_xyxy, landmarks_xy: px in the frame of the clip the geometry was found on.
-        affine: 2x3, row by row, source px -> crop px.
+        affine: 2x3, row by row, px of the clip's best file -> crop px.
+        scene: number of the scene that the frame lies in, from 0.
+        face_px, sharpness, yaw_deg, pitch_deg, roll_deg, inside_share: see `faces/measures.py`.
+        alteration: mean |difference| to the original's crop over the face, grey levels; None where they cannot be
+            compared.
+        unaltered: whether a frame of a manipulated clip shows the original unchanged; None where that is not known.
+        frames: quality -> frame number in that file, where it differs from `frame`.
+        affines: quality -> affine of that file, where it differs from `affine`.
         crops: quality -> uint8 (size_px, size_px, 3) RGB; empty unless ok.
     """
 
@@ -87,6 +105,17 @@ class Row:
     landmarks_xy: list[float] | None = None
     affine: list[float] | None = None
     mask_share: float | None = None
+    scene: int | None = None
+    face_px: float | None = None
+    sharpness: float | None = None
+    yaw_deg: float | None = None
+    pitch_deg: float | None = None
+    roll_deg: float | None = None
+    inside_share: float | None = None
+    alteration: float | None = None
+    unaltered: bool | None = None
+    frames: dict[str, int] = field(default_factory=dict)
+    affines: dict[str, list[float]] = field(default_factory=dict)
     crops: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
@@ -104,6 +133,10 @@ def _schema(qualities: Sequence[str]) -> pa.Schema:
         ("landmarks_xy", pa.list_(pa.float32(), 10)),
         ("affine", pa.list_(pa.float64(), 6)),
         ("mask_share", pa.float32()),
+        ("scene", pa.int16()),
+        *((name, pa.float32()) for name in MEASURES),
+        ("alteration", pa.float32()),
+        ("unaltered", pa.bool_()),
     ]
     for quality in qualities:
         fields += [
@@ -111,10 +144,10 @@ def _schema(qualities: Sequence[str]) -> pa.Schema:
             (f"{quality}_size", pa.int32()),
             (f"{quality}_pixels_sha256", pa.string()),
             (f"{quality}_psnr_db", pa.float32()),
+            (f"{quality}_frame", pa.int32()),
+            (f"{quality}_affine", pa.list_(pa.float64(), 6)),
             (f"{quality}_sync", pa.string()),
-            (f"{quality}_sync_offset_frames", pa.int8()),
-            (f"{quality}_sync_margin", pa.float32()),
-            (f"{quality}_sync_residual", pa.float32()),
+            *((f"{quality}_sync_{name}", kind) for name, kind in _EVIDENCE.items()),
         ]
     return pa.schema(fields)
 
@@ -135,6 +168,7 @@ def write_pack(
     files: Sequence[FileRecord],
     qualities: Sequence[str],
     meta: dict[str, Any],
+    timer: StageTimer | None = None,
 ) -> int:
     """Write one group's pack; returns the size of its tar in bytes.
 
@@ -143,33 +177,23 @@ def write_pack(
 
     Args:
         meta: `config_hash`, `config`, `notes` and the like, stored as JSON in the parquet's metadata.
+        timer: takes the seconds of the stage `encode`.
     """
-    from qadprep.crops import encode_png, psnr_db
-    from qadprep.shardset import pixel_hash
-
     tar_path, table_path = pack_paths(folder, dataset, group)
     tar_path.parent.mkdir(parents=True, exist_ok=True)
     table_path.unlink(missing_ok=True)  # never an old table beside a new tar
     schema = _schema(qualities)
-    sync = {(f.method, f.clip, f.quality): f.sync for f in files}
+    sync = {(f.method, f.clip, f.quality): f.sync or {} for f in files}
+    timer = timer or StageTimer()
     records = []
     with atomic_file(tar_path) as file:
         tar = TarWriter(file)
         for row in rows:
             record = {name: getattr(row, name, None) for name in schema.names}
             for quality in qualities:
-                evidence = sync.get((row.method, row.name, quality)) or {}
-                record[f"{quality}_sync"] = evidence.get("verdict")
-                record[f"{quality}_sync_offset_frames"] = evidence.get("offset_frames")
-                record[f"{quality}_sync_margin"] = evidence.get("margin")
-                record[f"{quality}_sync_residual"] = evidence.get("residual")
+                record |= _of_file(row, quality, sync.get((row.method, row.name, quality), {}))
                 if row.status == "ok":
-                    crop = row.crops[quality]
-                    name = f"{row.method}/{row.name}/{row.frame:06d}_{row.face}.{quality}.png"
-                    offset, size = tar.add(name, encode_png(crop))
-                    record[f"{quality}_offset"], record[f"{quality}_size"] = offset, size
-                    record[f"{quality}_pixels_sha256"] = pixel_hash(crop)
-                    record[f"{quality}_psnr_db"] = psnr_db(row.crops[qualities[0]], crop)
+                    record |= _add_crop(tar, row, quality, row.crops[qualities[0]], timer)
             records.append(record)
         tar.finish()
     text = json.dumps(
@@ -185,6 +209,32 @@ def write_pack(
     with atomic_file(table_path) as file:
         pq.write_table(table, file, compression="zstd")
     return tar_path.stat().st_size
+
+
+def _of_file(row: Row, quality: str, evidence: dict[str, Any]) -> dict[str, Any]:
+    """The columns that say where in a quality's file a row lies, and what was proved of that file."""
+    record = {f"{quality}_sync_{name}": evidence.get(name) for name in _EVIDENCE}
+    record[f"{quality}_sync"] = evidence.get("verdict")
+    record[f"{quality}_frame"] = row.frames.get(quality, row.frame)
+    record[f"{quality}_affine"] = row.affines.get(quality)
+    return record
+
+
+def _add_crop(tar: TarWriter, row: Row, quality: str, best: np.ndarray, timer: StageTimer) -> dict[str, Any]:
+    """Write one crop; its columns."""
+    from qadprep.crops import encode_png, psnr_db
+    from qadprep.shardset import pixel_hash
+
+    crop = row.crops[quality]
+    with timer.stage("encode"):
+        data = encode_png(crop)
+    offset, size = tar.add(f"{row.method}/{row.name}/{row.frame:06d}_{row.face}.{quality}.png", data)
+    return {
+        f"{quality}_offset": offset,
+        f"{quality}_size": size,
+        f"{quality}_pixels_sha256": pixel_hash(crop),
+        f"{quality}_psnr_db": psnr_db(best, crop),
+    }
 
 
 @dataclass(frozen=True)
@@ -204,7 +254,8 @@ class Pack:
 def read_meta(table_path: Path) -> dict[str, Any] | None:
     """The stored JSON of a pack without its rows; None when there is no readable pack."""
     try:
-        text = (pq.read_schema(table_path).metadata or {}).get(_META_KEY)
+        with table_path.open("rb") as file:  # of a local or a remote folder
+            text = (pq.read_schema(file).metadata or {}).get(_META_KEY)
         return json.loads(text) if text else None
     except (OSError, pa.ArrowException, ValueError):
         return None
@@ -223,7 +274,8 @@ def read_pack(table_path: Path) -> Pack:
     if not tar.is_file():
         raise UserError(f"{tar}: missing beside its table; write it again with `qadprep extract`")
     try:
-        return Pack(tar, pq.read_table(table_path), meta)
+        with table_path.open("rb") as file:
+            return Pack(tar, pq.read_table(file), meta)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{table_path}: damaged ({error}); delete it and run `qadprep extract` again") from error
 

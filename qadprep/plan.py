@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qadprep.catalog.base import ORIGINAL, Clip, read_dataset
-from qadprep.engine import available_cores
 from qadprep.errors import UserError
+from qadprep.machine import available_cores
 from qadprep.plan_trial import Trial, run_trial
 from qadprep.protocols import Protocol, select
 from qadprep.video.encode import crf_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from qadprep.catalog.base import Catalog, datasets
 from qadprep.catalog.pictures import is_pictures
-from qadprep.engine import available_cores
+from qadprep.machine import available_cores
 from qadprep.progress import progress_bar
 from qadprep.video.encode import crf_of
 from qadprep.video.probe import ProbeError, read_crf

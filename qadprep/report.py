@@ -3,19 +3,21 @@
 import base64
 import html
 import io
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from qadprep.report_extraction import extraction_sections
+from qadprep.report_section import Section
 from qadprep.shardset import ShardSet
 from qadprep.sheets import choose_rows, find_instant, instant_sheet, tuple_sheet
 from qadprep.ustar import atomic_file
+
+__all__ = ["Section", "write_report"]
 
 ROWS_PER_SHEET = 12
 
@@ -25,19 +27,11 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom:
 table { border-collapse: collapse; margin: .6em 0; } th, td { padding: .2em .7em; border-bottom: 1px solid #e3e3e3; }
 th { text-align: left; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 .notice { background: #fff4d6; border: 1px solid #e0b84c; padding: .6em 1em; } img { max-width: 100%; }
-pre { background: #f6f6f6; padding: .7em; overflow-x: auto; }
+pre { background: #f6f6f6; padding: .7em; overflow-x: auto; } td { overflow-wrap: break-word; vertical-align: top; }
+h1.chapter { margin-top: 2.5em; } svg.bar { width: 100%; height: 28px; display: block; }
+.legend span { margin-right: 1.4em; white-space: nowrap; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
 """
-
-
-@dataclass
-class Section:
-    """A part of the page: a title, then text, a table and pictures, each optional."""
-
-    title: str
-    text: str = ""
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
-    pictures: Sequence[Path] = field(default_factory=tuple)
 
 
 def write_report(
@@ -54,7 +48,7 @@ def write_report(
     Args:
         shards: folder of the shard set.
         out: folder to write into.
-        faces: its face packs' folder; adds what `extract` could not use, and the shift tests.
+        faces: its face packs' folder; adds the chapter `Extraction`: tuples and reasons, sync proof, time.
         title, notice: of the page; the notice stands in a box on top.
         extra: more sections, after the pictures.
 
@@ -98,7 +92,7 @@ def write_report(
         ),
     ]
     if faces is not None:
-        sections += _extraction(faces)
+        sections += extraction_sections(faces)
     page = _page(title or whole.info["name"], notice, [*pictures, *extra, *sections])
     path = out / "report.html"
     with atomic_file(path) as file:
@@ -134,29 +128,6 @@ def _psnr(shards: ShardSet) -> Section:
     )
 
 
-def _extraction(faces: Path) -> list[Section]:
-    file = faces / "extract-report.json"
-    if not file.is_file():
-        return []
-    report = json.loads(file.read_text("utf-8"))
-    sections = [
-        Section(
-            "Shift test of the video files",
-            "`proved`: offset 0 wins clearly among -3..+3 frames; `static`: too little motion to tell.",
-            ("verdict", "videos"),
-            list(report["sync"].items()),
-        ),
-        Section("Attempted tuples", report["detector"], ("status", "tuples"), list(report["statuses"].items())),
-    ]
-    if report["failures"]:
-        rows = [(f["group"], f["what"], f["status"], f["message"]) for f in report["failures"]]
-        sections.append(Section("Could not be used", "", ("group", "what", "status", "why"), rows))
-    if report["notes"]:
-        rows = [(note["clip"], note["note"]) for note in report["notes"]]
-        sections.append(Section("Used with a restriction", "", ("clip", "note"), rows))
-    return sections
-
-
 def _save(picture: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
@@ -172,9 +143,11 @@ def _page(title: str, notice: str, sections: Sequence[Section]) -> str:
     if notice:
         parts.append(f"<p class='notice'>{html.escape(notice)}</p>")
     for section in sections:
-        if not (section.text or section.rows or section.pictures):
+        if not (section.text or section.rows or section.pictures or section.html):
             continue
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
+        tag = "h1" if section.chapter else "h2"
+        marks = (f" id='{section.anchor}'" if section.anchor else "") + (" class='chapter'" if section.chapter else "")
+        parts.append(f"<{tag}{marks}>{html.escape(section.title)}</{tag}>")
         if section.text:
             parts.append(f"<p>{html.escape(section.text)}</p>")
         if section.rows:
@@ -184,6 +157,7 @@ def _page(title: str, notice: str, sections: Sequence[Section]) -> str:
         for picture in section.pictures:
             data = base64.b64encode(picture.read_bytes()).decode()
             parts.append(f"<p><img alt='{html.escape(picture.stem)}' src='data:image/png;base64,{data}'></p>")
+        parts.append(section.html)
     return "\n".join([*parts, "</body></html>\n"])
 
 
@@ -191,4 +165,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         value = "-" if math.isnan(value) else f"{value:.3f}"
         return f"<td class='n'>{value}</td>"
-    return f"<td class='n'>{value}</td>" if isinstance(value, int) else f"<td>{html.escape(str(value))}</td>"
+    if isinstance(value, int):
+        return f"<td class='n'>{value}</td>"
+    # Long paths may be broken at their folders.
+    return f"<td>{html.escape(str(value)).replace('/', '/<wbr>')}</td>"

@@ -2,26 +2,33 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import qadprep
 from qadprep.config import ExtractConfig, ShardConfig, guard_output, write_json
-from qadprep.engine import sole_user
 from qadprep.errors import UserError
-from qadprep.extract_dataset import REPORT_NAME, load_config
-from qadprep.pack import find_packs, read_pack
+from qadprep.extract_dataset import load_config
+from qadprep.locks import sole_user
+from qadprep.pack import Pack, find_packs, read_pack
+from qadprep.pack_reader import PackReader
+from qadprep.parts import not_at_its_end
 from qadprep.progress import progress_bar
 from qadprep.sampling import draw
 from qadprep.shardset import FORMAT_MAJOR, FORMAT_MINOR, INDEX_NAME
+from qadprep.store import open_folder, parallel_reads, read_json
+from qadprep.summary import REPORT_NAME
 from qadprep.ustar import HashedFile, TarWriter, atomic_file, remove_leftovers
+
+if TYPE_CHECKING:
+    from qadprep.store import Folder
 
 CONFIG_NAME = "shard.json"
 CODEC = "png"
@@ -49,20 +56,21 @@ class ShardSummary:
         return {"tuples": self.tuples, "shards": self.shards, "bytes": self.bytes, "left_out": self.left_out}
 
 
-def shard(faces: Path, out: Path, config: ShardConfig, *, overwrite: bool = False) -> ShardSummary:
+def shard(faces: "str | Folder", out: Path, config: ShardConfig, *, overwrite: bool = False) -> ShardSummary:
     """Write a shard set from the face packs in a folder.
 
     The order inside a split is by sha256 of (seed, key): it depends neither on the packs' order nor on other tuples.
     Crops are copied as they are in the packs, never decoded.
 
     Args:
-        faces: folder that `extract` wrote.
+        faces: folder or fsspec URL that `extract` wrote.
         out: folder of the shard set.
         overwrite: replace a shard set of another config or of other packs.
 
     Raises:
         UserError: no packs, packs of several configs, no complete tuple, or another shard set in `out`.
     """
+    faces = open_folder(faces)
     extract_config = load_config(faces)
     with sole_user(faces):  # not while an extraction changes the packs
         tuples, left_out, packs_hash = _collect(faces, extract_config.hash(), extract_config.qualities)
@@ -70,7 +78,7 @@ def shard(faces: Path, out: Path, config: ShardConfig, *, overwrite: bool = Fals
 
 
 def _write_set(
-    faces: Path,
+    faces: "Folder",
     out: Path,
     config: ShardConfig,
     extract_config: ExtractConfig,
@@ -101,7 +109,7 @@ def _write_set(
                 old.unlink()
         write_json(out / CONFIG_NAME, described)
         shardlist = []
-        with progress_bar("shard", len(tuples), "tuples") as advance, _Packs() as packs:
+        with progress_bar("shard", len(tuples), "tuples") as advance, PackReader() as packs:
             for split, number, part in _parts(tuples, config):
                 shardlist.append(_write_shard(out, split, number, part, qualities, packs))
                 advance(len(part), shardlist[-1]["url"])
@@ -141,13 +149,12 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _collect(
-    faces: Path, config_hash: str, qualities: tuple[str, ...]
+    faces: "Folder", config_hash: str, qualities: tuple[str, ...]
 ) -> tuple[list[dict[str, Any]], dict[str, int], str]:
     """Every complete tuple of the packs, counts of those left out by status, and a hash over the packs' content."""
-    try:
-        report = json.loads((faces / REPORT_NAME).read_text("utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{faces}: its extraction did not come to its end; run `qadprep extract` again first") from None
+    report = read_json(faces / REPORT_NAME)
+    if report is None:
+        raise UserError(not_at_its_end(faces))
     tuples: list[dict[str, Any]] = []
     left_out: dict[str, int] = {}
     lost = sum(failure["what"] == failure["group"] for failure in report["failures"])
@@ -157,8 +164,7 @@ def _collect(
     tables = find_packs(faces)
     if not tables:
         raise UserError(f"{faces}: no face packs there; write them with `qadprep extract`")
-    for path in tables:
-        pack = read_pack(path)
+    for path, pack in zip(tables, _read_packs(faces, tables), strict=True):
         if pack.meta["config_hash"] != config_hash:
             raise UserError(
                 f"{path}: is of another config than {faces / 'extract.json'}; finish `qadprep extract` with --overwrite"
@@ -176,6 +182,11 @@ def _collect(
             )
             tuples.append(row)
     return tuples, dict(sorted(left_out.items())), content.hexdigest()
+
+
+def _read_packs(faces: "Folder", tables: list["Folder"]) -> Iterator[Pack]:
+    with ThreadPoolExecutor(parallel_reads(faces)) as pool:
+        yield from pool.map(read_pack, tables)
 
 
 def _splits(tuples: list[dict[str, Any]]) -> list[str]:
@@ -200,38 +211,13 @@ def _parts(tuples: list[dict[str, Any]], config: ShardConfig) -> Iterator[tuple[
             yield split, number, rows[start : start + config.tuples_per_shard]
 
 
-class _Packs:
-    """Open pack tars, a bounded number at a time."""
-
-    LIMIT = 256
-
-    def __enter__(self) -> "_Packs":
-        self._open: dict[Path, BinaryIO] = {}
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for file in self._open.values():
-            file.close()
-
-    def read(self, tar: Path, offset: int, size: int) -> bytes:
-        if tar not in self._open:
-            if len(self._open) >= self.LIMIT:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[tar] = tar.open("rb")
-        data = os.pread(self._open[tar].fileno(), size, offset)
-        if len(data) != size:
-            raise UserError(
-                f"{tar}: cut short at byte {offset + len(data)}; delete its parquet and run `qadprep extract`"
-            )
-        return data
-
-
 def _write_shard(
-    out: Path, split: str, number: int, rows: list[dict[str, Any]], qualities: tuple[str, ...], packs: _Packs
+    out: Path, split: str, number: int, rows: list[dict[str, Any]], qualities: tuple[str, ...], packs: PackReader
 ) -> dict[str, Any]:
     """Write one tar and its index; returns its entry in shards.json."""
     name = f"{split}-{number:06d}"
     index: list[dict[str, Any]] = []
+    packs.fetch(rows, qualities)
     with atomic_file(out / f"{name}.tar") as file:
         hashed = HashedFile(file)
         tar = TarWriter(hashed)

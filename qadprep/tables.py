@@ -1,73 +1,19 @@
 """What the commands print: tables for people, or one JSON object on stdout."""
 
-import json as json_module
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from qadprep.catalog.leaks import Leak
 from qadprep.compress import CompressSummary
-from qadprep.errors import UserError
-from qadprep.extract_dataset import ExtractSummary
 from qadprep.plan import Plan
 from qadprep.protocols import load_protocol, protocol_names
 from qadprep.quality import QualityReport
 from qadprep.scan import ScanReport
 from qadprep.shard import ShardSummary
+from qadprep.terminal import count, finish, print_table, say
 from qadprep.verify import VerifyReport
 
-MAX_ROWS = 40
-
-
-def finish(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
-    """Print the summary as JSON on stdout, or for people."""
-    if as_json:
-        print(json_module.dumps(result, sort_keys=True))
-    else:
-        show()
-
-
-def say(text: str) -> None:
-    """A remark during the work, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def count(value: int, option: str) -> int:
-    """A number of workers.
-
-    Raises:
-        UserError: negative.
-    """
-    if value < 0:
-        raise UserError(f"{option}: got {value}; expected 1 or more, or 0 for one per core")
-    return value
-
-
-def _console() -> Console:
-    # Piped output has no width of its own: wide enough that no reason is cut.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-
-
-def _shown(cell: Any) -> str:
-    """Text that any terminal takes: names of files and keys of lists may hold what is not UTF-8."""
-    return str(cell).encode("utf-8", "backslashreplace").decode()
-
-
-def _print(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
-    table = Table()
-    for name in columns:
-        table.add_column(name, justify="right" if name in ("videos", "tuples", "seconds", "share", "count") else "left")
-    for row in rows[:MAX_ROWS]:
-        table.add_row(*(_shown(cell) for cell in row))
-    console = _console()
-    console.print(f"\n{title}", markup=False)
-    console.print(table, markup=False)
-    if len(rows) > MAX_ROWS:
-        console.print(f"... and {len(rows) - MAX_ROWS} more (--json lists all)")
+__all__ = ["compress", "count", "demo", "finish", "plan", "protocols", "say", "scan", "shard", "verify"]
 
 
 def scan(report: ScanReport, out: Path | None) -> None:
@@ -85,26 +31,26 @@ def scan(report: ScanReport, out: Path | None) -> None:
             if any(found) or expected:
                 absent = report.absent.get((method, split), 0) if expected is not None else "-"
                 rows.append((method, split, *found, expected if expected is not None else "-", absent))
-    _print(
+    print_table(
         f"{catalog.dataset}: {len(catalog.clips)} clips in {report.groups} groups",
         ["method", "split", *report.qualities, "official", "missing"],
         rows,
     )
     if report.incomplete:
-        _print(
+        print_table(
             "clips that lack a quality",
             ["clip", "missing"],
             [(clip, ", ".join(missing)) for clip, missing in report.incomplete],
         )
     if report.no_original:
         title = f"{len(report.no_original)} manipulated clips without their original: cut with their own geometry"
-        _print(title, ["clip"], [(clip,) for clip in report.no_original])
+        print_table(title, ["clip"], [(clip,) for clip in report.no_original])
     if catalog.ignored:
-        _print("files that were not taken", ["file", "reason"], catalog.ignored)
+        print_table("files that were not taken", ["file", "reason"], catalog.ignored)
     if report.gaps:
-        _print("listed, but not on disk", ["entry", "reason"], report.gaps)
+        print_table("listed, but not on disk", ["entry", "reason"], report.gaps)
     if report.remarks:
-        _print("remarks", ["what", "remark"], report.remarks)
+        print_table("remarks", ["what", "remark"], report.remarks)
     _leaks(report)
     if report.quality:
         _quality(report.quality)
@@ -120,7 +66,7 @@ def _leaks(report: ScanReport) -> None:
     kinds: dict[tuple[str, str, bool], list[Leak]] = {}
     for leak in report.leaks:
         kinds.setdefault((leak.kind, " and ".join(leak.splits), leak.droppable), []).append(leak)
-    _print(
+    print_table(
         "what crosses the splits",
         ["kind", "splits", "count", "clips", "--drop-leaks"],
         [
@@ -129,7 +75,7 @@ def _leaks(report: ScanReport) -> None:
             for (kind, splits, droppable), leaks in kinds.items()
         ],
     )  # fmt: skip
-    _print(
+    print_table(
         "one by one",
         ["kind", "what", "splits", "clips", "such as"],
         [(leak.kind, leak.what, " and ".join(leak.splits), len(leak.clips), _some(leak)) for leak in report.leaks],
@@ -149,7 +95,7 @@ def _quality(quality: QualityReport) -> None:
     rows = [(path, word, f"made with CRF {crf:g}") for path, word, crf in quality.mismatched]
     rows += [(path, "", reason) for path, reason in quality.unreadable]
     if rows:
-        _print("files that contradict their folder's quality", ["file", "folder", "stream"], rows)
+        print_table("files that contradict their folder's quality", ["file", "folder", "stream"], rows)
     say(
         f"quality: {quality.agree} files agree with their folder, {len(quality.mismatched)} do not, "
         f"{quality.unknown} do not tell, {len(quality.unreadable)} cannot be read"
@@ -159,7 +105,7 @@ def _quality(quality: QualityReport) -> None:
 def protocols() -> None:
     """The shipped protocols."""
     rows = [(name, load_protocol(name).title) for name in protocol_names()]
-    _print("protocols (`qadprep plan --protocol NAME`)", ["name", "what"], rows)
+    print_table("protocols (`qadprep plan --protocol NAME`)", ["name", "what"], rows)
 
 
 def plan(result: Plan) -> None:
@@ -168,40 +114,10 @@ def plan(result: Plan) -> None:
         print(line)
 
 
-def extract(summary: ExtractSummary, out: Path) -> None:
-    """Failures and notes, stage timings, totals."""
-    result = summary.as_dict()
-    if result["failures"]:
-        _print(
-            "could not be used",
-            ["group", "what", "status", "why"],
-            [(f["group"], f["what"], f["status"], f["message"]) for f in result["failures"]],
-        )
-    if result["notes"]:
-        _print("used with a restriction", ["clip", "note"], [(n["clip"], n["note"]) for n in result["notes"]])
-    total = sum(result["stage_seconds"].values())
-    if total:
-        _print(
-            "where the time went (all workers together)",
-            ["stage", "seconds", "share"],
-            [(k, f"{v:.1f}", f"{100 * v / total:.0f} %") for k, v in result["stage_seconds"].items()],
-        )
-    _print("attempted tuples", ["status", "tuples"], list(result["statuses"].items()))
-    _print("shift test of the files", ["verdict", "videos"], list(result["sync"].items()))
-    if summary.others:
-        say(f"{out}: also holds {summary.others} packs of groups that this run did not name; `shard` takes them too")
-    skipped = f", {result['groups_skipped']} of them finished earlier" if result["groups_skipped"] else ""
-    say(
-        f"{result['tuples']} tuples from {result['groups']} groups{skipped}, "
-        f"{result['pack_bytes'] / 1e6:.1f} MB in {out}, "
-        f"{result['seconds']:.1f} s with {result['workers']} workers"
-    )
-
-
 def compress(summary: CompressSummary, out: Path) -> None:
     """Failures and totals."""
     if summary.failures:
-        _print(
+        print_table(
             "could not be made",
             ["clip", "quality", "status", "why"],
             [(file.clip, file.quality, file.status, file.message) for file in summary.failures],
@@ -215,16 +131,16 @@ def compress(summary: CompressSummary, out: Path) -> None:
 
 def shard(summary: ShardSummary, out: Path) -> None:
     """Tuples per split and what was left out."""
-    _print("tuples in the shards", ["split", "tuples"], list(summary.tuples.items()))
+    print_table("tuples in the shards", ["split", "tuples"], list(summary.tuples.items()))
     if summary.left_out:
-        _print("attempted and left out", ["status", "tuples"], list(summary.left_out.items()))
+        print_table("attempted and left out", ["status", "tuples"], list(summary.left_out.items()))
     say(f"{summary.shards} shards, {summary.bytes / 1e6:.1f} MB in {out}")
 
 
 def verify(report: VerifyReport, path: Path) -> None:
     """The faults, or that there is none."""
     if report.faults:
-        _print(f"{path}: faults", ["shard", "key", "fault"], report.faults)
+        print_table(f"{path}: faults", ["shard", "key", "fault"], report.faults)
     if report.crossing:
         say(f"{len(report.crossing)} recordings are in more than one split, such as {report.crossing[0]}")
     state = f"{len(report.faults)} faults" if report.faults else "every hash, count and pixel agrees"
@@ -233,7 +149,9 @@ def verify(report: VerifyReport, path: Path) -> None:
 
 def demo(result: dict[str, Any]) -> None:
     """Where the results lie."""
-    _print("stages of the demonstration", ["stage", "seconds"], [(k, f"{v:.1f}") for k, v in result["seconds"].items()])
+    print_table(
+        "stages of the demonstration", ["stage", "seconds"], [(k, f"{v:.1f}") for k, v in result["seconds"].items()]
+    )
     say(result["scores_text"])
     say(f"look at {result['report']} and {', '.join(result['contact_sheets'])}")
     say(result["disclaimer"])

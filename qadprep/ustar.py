@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import os
+import secrets
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,7 +74,8 @@ def atomic_file(path: Path):  # noqa: ANN201  (a context manager of BinaryIO)
 
     The temporary's name starts with a dot and ends in `.tmp`: a killed run's leftovers are recognised by that.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process numbers repeat on the machines that share a network folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -93,9 +96,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Delete the temporary files that a killed run left in a folder; returns how many."""
+def remove_leftovers(folder: Path, names: Collection[str] | None = None) -> int:
+    """Delete the temporary files that a killed run left in a folder; returns how many.
+
+    Args:
+        names: only those of files with these names, suffixes aside; for folders in which others write as well.
+    """
     leftovers = list(folder.glob(".*.tmp")) if folder.is_dir() else []
+    if names is not None:
+        leftovers = [file for file in leftovers if file.name[1:].split(".")[0] in names]
     for file in leftovers:
         file.unlink(missing_ok=True)
     return len(leftovers)

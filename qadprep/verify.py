@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qadprep.catalog.base import ORIGINAL
-from qadprep.engine import available_cores
 from qadprep.errors import UserError
+from qadprep.machine import available_cores
 from qadprep.progress import progress_bar
 from qadprep.shardset import INDEX_NAME, ShardSet, decode_image, pixel_hash, read_index, read_info, tar_name
 from qadprep.ustar import BLOCK

@@ -87,7 +87,6 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("qadprep.extract_dataset.run_tasks", run_tasks)
     monkeypatch.setattr("qadprep.compress.run_tasks", run_tasks)
-    monkeypatch.setattr("qadprep.plan_trial.run_tasks", run_tasks)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qadprep.engine import run_tasks, sole_user
+from qadprep.engine import run_tasks
 from qadprep.errors import UserError
+from qadprep.locks import sole_user
 
 
 def square(number: int) -> int:
@@ -52,7 +53,7 @@ def test_nothing_to_do() -> None:
 
 def test_a_folder_has_one_user(tmp_path: Path) -> None:
     hold = (
-        "import time\nfrom pathlib import Path\nfrom qadprep.engine import sole_user\n"
+        "import time\nfrom pathlib import Path\nfrom qadprep.locks import sole_user\n"
         f"with sole_user(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)

@@ -128,44 +128,6 @@ def test_another_config_is_refused_and_overwrite_replaces(ffpp_tree_master: Path
     assert len(find_packs(tmp_path)) == 4
 
 
-def test_a_manipulation_out_of_step_gets_its_own_geometry(ffpp_tree: Path, tmp_path: Path, detector: Detector) -> None:
-    for quality in ("raw", "c23", "c40"):
-        video = ffpp_tree / FAKE_054.format("FaceSwap", quality)
-        frames = decode_at(video, probe(video), range(FRAMES))
-        shifted = np.concatenate([frames[2:], frames[-2:]])
-        if quality == "raw":
-            write_qualities(shifted, tmp_path / "shifted", "x")
-        video.write_bytes((tmp_path / "shifted" / quality / "videos" / "x.mp4").read_bytes())
-    result = extract_group(group_of(ffpp_tree, "054"), ffpp_tree, tmp_path, CONFIG, detector)
-    assert [note for clip, note in result.notes if "FaceSwap" in clip] == [
-        "shifted by +2 frames to the original: cut with its own geometry"
-    ]
-    geometry = {(row["method"], row["geometry"]) for row in rows_of(tmp_path, "054")}
-    assert geometry == {("original", "reference"), ("Deepfakes", "reference"), ("FaceSwap", "own")}
-    assert result.statuses == {"ok": 18}
-
-
-def test_a_narrower_manipulation_gets_its_own_geometry(ffpp_tree: Path, tmp_path: Path, detector: Detector) -> None:
-    video = ffpp_tree / FAKE_054.format("Deepfakes", "raw")
-    frames = decode_at(video, probe(video), range(FRAMES))[:, :, 8:-8]
-    write_qualities(frames, ffpp_tree / "manipulated_sequences" / "Deepfakes", "054_071")
-    result = extract_group(group_of(ffpp_tree, "054"), ffpp_tree, tmp_path, CONFIG, detector)
-    assert any("224x180, the original 240x180" in note for _, note in result.notes)
-    assert result.statuses == {"ok": 18}
-
-
-def test_a_quality_out_of_step_with_its_clip_is_refused(ffpp_tree: Path, tmp_path: Path, detector: Detector) -> None:
-    video = ffpp_tree / FAKE_054.format("Deepfakes", "c40")
-    frames = decode_at(video, probe(video), range(FRAMES))
-    write_qualities(np.concatenate([frames[:1], frames[:-1]]), tmp_path / "late", "x")
-    video.write_bytes((tmp_path / "late" / "c40" / "videos" / "x.mp4").read_bytes())
-    result = extract_group(group_of(ffpp_tree, "054"), ffpp_tree, tmp_path, CONFIG, detector)
-    assert result.statuses == {"ok": 12, "sync_refused": 6}
-    [(path, status, message)] = result.failures
-    assert path.endswith("c40/videos/054_071.mp4") and status == "sync_refused"
-    assert "shifted by -1 frames" in message
-
-
 def test_frames_without_a_face_are_refilled(portrait: np.ndarray, tmp_path: Path, detector: Detector) -> None:
     clip = moving_face(portrait, 40, 0)
     clip[5:20] = np.random.default_rng(0).integers(0, 80, clip[5:20].shape, np.uint8)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,40 +11,89 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import trees
+from helpers import quick, trees
 from helpers.footage import one_face
 from helpers.packs import pack_hashes
 
 from qadprep.compress import read_table
+from qadprep.pack import find_packs
 from qadprep.shardset import ShardSet
 
 
-def command(tree: Path, out: Path) -> list[str]:
-    words = [sys.executable, "-m", "qadprep", "extract", tree, "--out", out, "--frames", "8", "--size", "64"]
+def command(tree: Path, out: Path, size: int = 64, frames: int = 8) -> list[str]:
+    words = [sys.executable, "-m", "qadprep", "extract", tree, "--out", out, "--frames", frames, "--size", size]
     return [*map(str, words), "--detector", "mtcnn", "--workers", "2"]
 
 
 @pytest.mark.slow
-def test_extract_killed_at_random_moments(ffpp_tree_master: Path, faces_master: Path, tmp_path: Path) -> None:
+def test_extract_killed_at_random_moments(ffpp_tree_master: Path, tmp_path: Path) -> None:
     rng = random.Random(os.environ.get("QAD_KILL_SEED", "0"))
-    # The first workers need some seconds to load the detector; the kills are spread over the whole length of a run.
+    whole, out = tmp_path / "whole", tmp_path / "faces"
+    small = command(ffpp_tree_master, out, size=32, frames=3)
     begun = time.monotonic()
-    subprocess.run(command(ffpp_tree_master, tmp_path / "whole"), check=True, capture_output=True)
+    subprocess.run(command(ffpp_tree_master, whole, size=32, frames=3), check=True, capture_output=True)
     length = time.monotonic() - begun
+    expected = pack_hashes(whole)
     kills = 0
-    for part in (0.55, 0.7, 0.8, 0.85, 0.9, 0.95):
-        process = subprocess.Popen(command(ffpp_tree_master, tmp_path / "faces"), stderr=subprocess.DEVNULL)
+    while kills < 5:
+        # The first seconds load the detector; the kills are spread over all of a run, most of them over its work.
+        seconds = length * (rng.uniform(0, 1) if kills == 0 else rng.uniform(0.5, 1))
+        process = subprocess.Popen(small, stderr=subprocess.DEVNULL, process_group=0)
         try:
-            process.wait(timeout=length * (part + rng.uniform(-0.05, 0.05)))
+            process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-    assert kills >= 3
-    last = subprocess.run(command(ffpp_tree_master, tmp_path / "faces"), capture_output=True, text=True, check=False)
+        _check_no_torn_pack(out, expected)
+        if (out / "summary.json").exists():  # it came to its end before the kill: begin anew
+            shutil.rmtree(out)
+    last = subprocess.run(small, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
-    assert pack_hashes(tmp_path / "faces") == pack_hashes(faces_master) == pack_hashes(tmp_path / "whole")
-    assert not list((tmp_path / "faces").rglob("*.tmp"))
+    assert pack_hashes(out) == expected
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_extract_killed_fifteen_times_between_any_two_writes(tmp_path: Path) -> None:
+    """Without the videos a run is short and mostly writes: kills hit packs, table, config, lock and report."""
+    rng = random.Random(os.environ.get("QAD_KILL_SEED", "0"))
+    dataset = quick.make_dataset(tmp_path / "data", 40)
+    whole, out = tmp_path / "whole", tmp_path / "faces"
+    subprocess.run(quick.command(dataset, whole, workers=2), check=True, env=quick.environment(), capture_output=True)
+    expected = pack_hashes(whole)
+    assert len(expected) == 80
+    kills = 0
+    while kills < 15:
+        process = subprocess.Popen(
+            quick.command(dataset, out, workers=2),
+            env=quick.environment(QUICK_SECONDS="0.02"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        before = len(find_packs(out))
+        target = before + rng.randint(0, 6)
+        while process.poll() is None and len(find_packs(out)) < target:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.05))
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        _check_no_torn_pack(out, expected)
+        if (out / "summary.json").exists():
+            shutil.rmtree(out)
+    words = quick.command(dataset, out, workers=2)
+    last = subprocess.run(words, env=quick.environment(), capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert pack_hashes(out) == expected
+    assert (out / "extract.json").read_bytes() == (whole / "extract.json").read_bytes()
+    assert not list(out.rglob("*.tmp"))
+
+
+def _check_no_torn_pack(out: Path, expected: dict[str, str]) -> None:
+    """What has its final name is whole, at any moment."""
+    for name, digest in pack_hashes(out).items():
+        assert Path(name).name.startswith(".") or expected[name] == digest, name
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_other_peoples_files_are_left_alone(faces_master: Path, tmp_path: Path) 
 
 def test_an_extraction_that_did_not_end_is_not_sharded(faces_master: Path, tmp_path: Path) -> None:
     shutil.copytree(faces_master, tmp_path / "faces")
-    (tmp_path / "faces" / "extract-report.json").unlink()
+    (tmp_path / "faces" / "summary.json").unlink()
     with pytest.raises(UserError, match="did not come to its end"):
         shard(tmp_path / "faces", tmp_path / "out", ShardConfig())
 

@@ -1,0 +1,218 @@
+"""Cut a file with what was found on another one, prove that both show the same, and apply a constant shift."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qadprep.config import ExtractConfig
+from qadprep.faces.alignment import corners_of_crop, warp_face
+from qadprep.timing import StageTimer
+from qadprep.video.decode import Decoded
+from qadprep.video.place import EQUAL, Place, find_place, guess_place, place_thumbnail
+from qadprep.video.source import Source
+from qadprep.video.sync import Sync, prove
+from qadprep.witness import Aim, Spot, Witness, neighbourhood, place_instants
+
+# Bilinear sampling reads one pixel beyond the crop's corners, and shrinking samples between them.
+_FOOTPRINT_PX = 3
+# One as the sizes suggest, one with the time set right, one with the place.
+_MOST_PASSES = 3
+
+
+@dataclass
+class Cut:
+    """Crops of one file, with the evidence that they show what the reference shows.
+
+    Attributes:
+        sync: the proof against the reference. `shifted` means that the offset in it has been applied here.
+        aims: spot -> (frame number, affine) in this file: the reference's, with the shift applied.
+        crops: spot -> uint8 (size_px, size_px, 3) RGB; spots whose frame lies outside the file or could not be decoded
+            are absent.
+        witness: this file's own evidence, for files that are tested against it.
+        beyond: spots that the shift leads outside the file.
+        error: why decoding stopped early, or None.
+        decoded: frames that the decoder gave, needed or not.
+    """
+
+    sync: Sync
+    aims: dict[Spot, Aim]
+    crops: dict[Spot, np.ndarray]
+    witness: Witness
+    beyond: set[Spot] = field(default_factory=set)
+    error: str | None = None
+    decoded: int = 0
+
+
+def cut(
+    source: Source,
+    aims: Mapping[Spot, Aim],
+    reference: Witness,
+    config: ExtractConfig,
+    timer: StageTimer,
+    threads: int = 1,
+    *,
+    manipulated: bool = False,
+    for_others: bool = False,
+) -> Cut:
+    """Cut a file at given spots, and prove that it shows the reference's instants at the reference's place.
+
+    The file is read once where its pictures lie as their size suggests and its time agrees. A constant shift in time
+    or space that the proof finds is applied by reading the file again, and proved anew.
+
+    Args:
+        aims: spot -> (frame number, affine) in the reference.
+        reference: what the reference's own pass remembered.
+        manipulated: leave the faces out of the evidence: they may differ.
+        for_others: remember this file's pictures too.
+    """
+    expected = _expected_place(source, reference)
+    offset, place, decoded = 0, expected, 0
+    for _ in range(_MOST_PASSES):
+        reading = _Pass(source, aims, reference, offset, place, manipulated, for_others)
+        reading.run(config, timer, threads)
+        decoded += reading.decoded
+        sync = reading.prove(timer)
+        if sync.verdict != "shifted":
+            break
+        # A moving camera makes a shift in time look like one in space, so time is set right first.
+        place = sync.place if sync.offset_frames == offset else expected
+        offset = sync.offset_frames
+    result = reading.cut(_final(sync))
+    result.decoded = decoded
+    return result
+
+
+def _expected_place(source: Source, reference: Witness) -> Place | None:
+    """The place that is expected before anything is seen; None where the picture sizes differ."""
+    info = source.info
+    return EQUAL if (info.width, info.height) == (reference.info.width, reference.info.height) else None
+
+
+def _final(sync: Sync) -> Sync:
+    """The verdict on the pass whose crops are kept: `shifted` where an offset was applied, and then proved."""
+    if sync.verdict == "shifted":
+        return dataclasses.replace(sync, verdict="refused", detail=f"no constant shift holds: {sync.detail}")
+    if sync.verdict == "static" and sync.offset_frames:
+        return dataclasses.replace(sync, verdict="refused", detail="a shift in time that was found does not hold")
+    if sync.verdict == "proved" and (sync.offset_frames or not sync.place.is_equal):
+        return dataclasses.replace(sync, verdict="shifted")
+    return sync
+
+
+def _same(one: Place, other: Place | None) -> bool:
+    """Whether two findings put the pictures at the same place, whatever their evidence."""
+    names = ("left_px", "top_px", "scale_x", "scale_y")
+    return other is not None and all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+class _Pass:
+    """One reading of the file, with a supposed shift."""
+
+    def __init__(
+        self,
+        source: Source,
+        aims: Mapping[Spot, Aim],
+        reference: Witness,
+        offset_frames: int,
+        place: Place | None,
+        manipulated: bool,
+        for_others: bool,
+    ) -> None:
+        self.source, self.reference, self.place = source, reference, place
+        self.manipulated, self.for_others = manipulated, for_others
+        self.offset = offset_frames
+        self.numbers = {spot: number - offset_frames for spot, (number, _) in aims.items()}
+        self.affines = {spot: affine for spot, (_, affine) in aims.items()}
+        self.by_number: dict[int, list[Spot]] = {}
+        self.beyond = {spot for spot, number in self.numbers.items() if not 0 <= number < source.info.frames}
+        for spot in sorted(self.numbers):
+            if spot not in self.beyond:
+                self.by_number.setdefault(self.numbers[spot], []).append(spot)
+        self.crops: dict[Spot, np.ndarray] = {}
+        self.shown: dict[int, np.ndarray] = {}  # reference's number -> thumbnail in the reference's coordinates
+        self.covered: np.ndarray | None = None  # bool (90, 160): where the file's picture covers the reference's
+        self.lumas: dict[int, np.ndarray] = {}  # reference's number -> luminance
+        self.witness = Witness(source.info)
+        self.error: str | None = None
+        self.decoded = 0
+
+    def run(self, config: ExtractConfig, timer: StageTimer, threads: int) -> None:
+        numbers = sorted(self.by_number)
+        if not numbers:
+            return
+        own_instants = place_instants(numbers) if self.for_others else ()
+        around = neighbourhood(numbers, self.source.info.frames) if self.for_others else set(numbers)
+        with self.source.reader(numbers, thumbs_at=around, threads=threads) as reader:
+            for frame in timer.each("decode", reader):
+                with timer.stage("sync"):
+                    self._remember(frame, own_instants)
+                with timer.stage("warp"):
+                    for spot in self.by_number[frame.index]:
+                        self.crops[spot] = self._warp(frame, self._affine(spot), config.size_px)
+        self.error, self.decoded = reader.error, reader.frames_decoded
+        if self._plain:
+            plain = {n + self.offset: reader.thumbnails[n] for n in numbers if n in reader.thumbnails}
+            self.shown = plain | self.shown
+        if self.for_others:
+            self.witness.thumbnails = reader.thumbnails
+
+    def _remember(self, frame: Decoded, own_instants: tuple[int, ...] | list[int]) -> None:
+        at = frame.index + self.offset
+        if frame.index in own_instants:
+            self.witness.lumas[frame.index] = frame.luma
+        if self.place is None:
+            self.place = self._guess(at, frame.luma)
+        if at in self.reference.lumas:
+            self.lumas[at] = frame.luma
+        if not self._plain:
+            size = self.reference.info.width, self.reference.info.height
+            self.shown[at], self.covered = place_thumbnail(frame.luma, self.place, size)
+
+    def _guess(self, at: int, luma: np.ndarray) -> Place:
+        """From one instant; the reference's kept picture nearest in time."""
+        nearest = min(self.reference.lumas, key=lambda frame: abs(frame - at))
+        keep = self.reference.keep_luma(nearest) if self.manipulated else None
+        return guess_place(self.reference.lumas[nearest], luma, keep)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the pictures are supposed to lie over each other as they are."""
+        return self.place is None or self.place.relation in ("equal", "unknown")
+
+    def _affine(self, spot: Spot) -> np.ndarray:
+        affine = self.affines[spot]
+        return affine if self._plain else self.place.affine_for_other(affine)
+
+    @staticmethod
+    def _warp(frame: Decoded, affine: np.ndarray, size_px: int) -> np.ndarray:
+        corners = corners_of_crop(affine, size_px)
+        low, high = corners.min(axis=0) - _FOOTPRINT_PX, corners.max(axis=0) + _FOOTPRINT_PX
+        box = (int(np.floor(low[0])), int(np.floor(low[1])), int(np.ceil(high[0])), int(np.ceil(high[1])))
+        return warp_face(frame.rgb_within(box), affine, size_px)
+
+    def prove(self, timer: StageTimer) -> Sync:
+        """The proof from all that this pass has seen."""
+        reference = self.reference
+        with timer.stage("sync"):
+            pairs = [
+                (reference.lumas[at], luma, reference.keep_luma(at) if self.manipulated else None)
+                for at, luma in sorted(self.lumas.items())
+            ]
+            place = find_place(pairs) if pairs else (self.place or EQUAL)
+            return prove(
+                reference.thumbnails,
+                self.shown,
+                keep=reference.keep_thumbnails() if self.manipulated else None,
+                valid=self.covered,
+                place=place,
+                placed=_same(place, self.place),
+                applied_frames=self.offset,
+                counts_agree=self.source.info.frames == reference.info.frames,
+            )
+
+    def cut(self, sync: Sync) -> Cut:
+        """The crops of this pass under a verdict."""
+        aims = {spot: (number, self._affine(spot)) for spot, number in self.numbers.items() if spot not in self.beyond}
+        return Cut(sync, aims, self.crops, self.witness, self.beyond, self.error, self.decoded)

@@ -1,0 +1,83 @@
+"""What a worker process of `extract` does, on whichever engine: set up once, then one group after the other."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qadprep.catalog.base import Group
+from qadprep.config import ExtractConfig
+from qadprep.errors import RunEnded
+from qadprep.extract import extract_group
+from qadprep.faces import Detector
+from qadprep.faces.service import DetectorGone
+from qadprep.pack import pack_paths
+from qadprep.results import GroupResult
+from qadprep.store import is_local, remove, upload
+
+if TYPE_CHECKING:
+    from qadprep.store import Folder
+
+_worker: dict[str, Any] = {}
+
+
+def set_up_worker(
+    root: Path,
+    out: "Folder",
+    config: ExtractConfig,
+    detector: str,
+    weights: Path | None,
+    device: str,
+    meta: dict[str, str],
+    threads: int,
+    remote_detector: Detector | None = None,
+) -> None:
+    """In each worker: one thread for OpenCV and torch, whose float results may depend on the number of threads.
+
+    Args:
+        remote_detector: stands for one that runs in another process; without it the worker loads its own.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import cv2
+    import torch
+
+    from qadprep.faces import make_detector
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    _worker.update(
+        root=root,
+        out=out,
+        config=config,
+        detector=remote_detector or make_detector(detector, weights, device),
+        meta=meta,
+        threads=threads,
+    )
+
+
+def extract_one(group: Group) -> GroupResult:
+    """One group in a worker that `set_up_worker` has prepared.
+
+    Raises:
+        RunEnded: the detector's process is gone, or the store cannot be written.
+    """
+    try:
+        return _extract(group, _worker["out"])
+    except DetectorGone as error:
+        raise RunEnded(str(error)) from error
+
+
+def _extract(group: Group, out: "Folder") -> GroupResult:
+    if is_local(out):
+        return extract_group(group, **_worker)
+    with tempfile.TemporaryDirectory(prefix="qadprep-") as scratch:
+        result = extract_group(group, **(_worker | {"out": Path(scratch)}))
+        begun = time.monotonic()
+        tar, table = pack_paths(Path(scratch), group.dataset, group.name)
+        remote_tar, remote_table = pack_paths(out, group.dataset, group.name)
+        remove(remote_table)  # never an old table beside a new tar
+        upload(tar, remote_tar)
+        upload(table, remote_table)
+        result.seconds["upload"] = time.monotonic() - begun
+    return result
