@@ -34,7 +34,9 @@ DatasetName = Annotated[
 ]
 DetectorName = Annotated[str, typer.Option("--detector", help="auto, retinaface or mtcnn.")]
 DetectorWeights = Annotated[Path | None, typer.Option("--weights", help="File with RetinaFace weights.")]
-DetectorDevice = Annotated[str, typer.Option("--device", help="Where the detector runs: cpu, cuda, cuda:1, ...")]
+DetectorDevice = Annotated[
+    str, typer.Option("--device", help="Where the detector runs: auto (CUDA where it is there), cpu, cuda, cuda:1, ...")
+]
 Workers = Annotated[
     int,
     typer.Option(
@@ -98,7 +100,7 @@ def plan(
     measure: Annotated[int, typer.Option(help="Groups to extract as a trial for the forecast; 0 measures none.")] = 2,
     detector: DetectorName = "auto",
     weights: DetectorWeights = None,
-    device: DetectorDevice = "cpu",
+    device: DetectorDevice = "auto",
     workers: Workers = 0,
     seed: Annotated[int, typer.Option(help="Decides which videos a protocol takes.")] = 0,
     json: Json = False,
@@ -197,7 +199,8 @@ def extract(
     ] = False,
     detector: DetectorName = "auto",
     weights: DetectorWeights = None,
-    device: DetectorDevice = "cpu",
+    device: DetectorDevice = "auto",
+    precision: Annotated[str, typer.Option(help="Of the detector: fp32; on CUDA also fp16 or bf16.")] = "fp32",
     workers: Workers = 0,
     engine: Annotated[str, typer.Option(help="local (processes of this machine) or ray; the same bytes.")] = "local",
     address: Annotated[
@@ -281,6 +284,7 @@ def extract(
         detector=detector,
         weights=weights,
         device=device,
+        precision=precision,
         workers=tables.count(workers, "--workers"),
         overwrite=overwrite,
         retry_failed=retry_failed,

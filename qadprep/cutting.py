@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,14 @@ from qadprep.video.decode import Decoded
 from qadprep.video.place import EQUAL, Place, find_place, guess_place, place_thumbnail
 from qadprep.video.source import Source
 from qadprep.video.sync import Sync, prove
-from qadprep.witness import Aim, Spot, Witness, neighbourhood, place_instants
+from qadprep.witness import Aim, Spot, Witness, neighbourhood, place_instants, thinned
 
 # Bilinear sampling reads one pixel beyond the crop's corners, and shrinking samples between them.
 _FOOTPRINT_PX = 3
-# One as the sizes suggest, one with the time set right, one with the place.
-_MOST_PASSES = 3
+# After the one that the sizes suggest: with the time set right, and with the place.
+_MORE_PASSES = 2
+# Up to here, what looks like a shift may be the lag of CRF 40 in a still scene; true ones reach 0.4 and more.
+_WEAK_MARGIN = 0.3
 
 
 @dataclass
@@ -68,37 +71,60 @@ def cut(
         for_others: remember this file's pictures too.
     """
     expected = _expected_place(source, reference)
-    offset, place, decoded = 0, expected, 0
-    for _ in range(_MOST_PASSES):
-        reading = _Pass(source, aims, reference, offset, place, manipulated, for_others)
-        reading.run(config, timer, threads)
-        decoded += reading.decoded
-        sync = reading.prove(timer)
-        if sync.verdict != "shifted":
+    first = _read(source, aims, reference, config, timer, threads, 0, expected, manipulated, for_others)
+    reading, found = first
+    decoded = reading.decoded
+    for _ in range(_MORE_PASSES):
+        if found.verdict != "shifted":
             break
         # A moving camera makes a shift in time look like one in space, so time is set right first.
-        place = sync.place if sync.offset_frames == offset else expected
-        offset = sync.offset_frames
-    result = reading.cut(_final(sync))
+        place = found.place if found.offset_frames == reading.offset else expected
+        offset = found.offset_frames
+        reading, found = _read(source, aims, reference, config, timer, threads, offset, place, manipulated, for_others)
+        decoded += reading.decoded
+    if found.verdict == "proved":
+        moved = bool(found.offset_frames) or not found.place.is_equal
+        final = dataclasses.replace(found, verdict="shifted" if moved else "proved")
+    elif reading is first[0]:
+        final = found
+    else:
+        # What looked like a shift did not hold once it was applied: the pictures as they are, and doubt about them.
+        reading, found = first
+        final = dataclasses.replace(found, **_doubt(found))
+    result = reading.cut(final)
     result.decoded = decoded
     return result
+
+
+def _doubt(found: Sync) -> dict[str, Any]:
+    """The verdict on a shift that did not hold: by weak evidence nothing is known, by strong evidence it is no copy."""
+    seemed = f"seemed shifted by {found.offset_frames:+d} frames, {found.place.relation}; applied, it did not hold"
+    weak = found.place.is_equal and found.margin < _WEAK_MARGIN
+    return {"verdict": "static" if weak else "refused", "offset_frames": 0, "detail": seemed}
+
+
+def _read(
+    source: Source,
+    aims: Mapping[Spot, Aim],
+    reference: Witness,
+    config: ExtractConfig,
+    timer: StageTimer,
+    threads: int,
+    offset_frames: int,
+    place: Place | None,
+    manipulated: bool,
+    for_others: bool,
+) -> tuple["_Pass", Sync]:
+    """Read the file with a supposed shift, and prove it."""
+    reading = _Pass(source, aims, reference, offset_frames, place, manipulated, for_others)
+    reading.run(config, timer, threads)
+    return reading, reading.prove(timer)
 
 
 def _expected_place(source: Source, reference: Witness) -> Place | None:
     """The place that is expected before anything is seen; None where the picture sizes differ."""
     info = source.info
     return EQUAL if (info.width, info.height) == (reference.info.width, reference.info.height) else None
-
-
-def _final(sync: Sync) -> Sync:
-    """The verdict on the pass whose crops are kept: `shifted` where an offset was applied, and then proved."""
-    if sync.verdict == "shifted":
-        return dataclasses.replace(sync, verdict="refused", detail=f"no constant shift holds: {sync.detail}")
-    if sync.verdict == "static" and sync.offset_frames:
-        return dataclasses.replace(sync, verdict="refused", detail="a shift in time that was found does not hold")
-    if sync.verdict == "proved" and (sync.offset_frames or not sync.place.is_equal):
-        return dataclasses.replace(sync, verdict="shifted")
-    return sync
 
 
 def _same(one: Place, other: Place | None) -> bool:
@@ -139,26 +165,31 @@ class _Pass:
         self.decoded = 0
 
     def run(self, config: ExtractConfig, timer: StageTimer, threads: int) -> None:
+        """Read the file: cut the crops, and collect what the proof needs."""
+        length = self.source.info.frames
         numbers = sorted(self.by_number)
         if not numbers:
             return
-        own_instants = place_instants(numbers) if self.for_others else ()
-        around = neighbourhood(numbers, self.source.info.frames) if self.for_others else set(numbers)
-        with self.source.reader(numbers, thumbs_at=around, threads=threads) as reader:
+        evidence = {at - self.offset for at in self.reference.evidence if 0 <= at - self.offset < length}
+        looked_at = sorted({*numbers, *evidence})
+        own_instants = place_instants(numbers) if self.for_others else []
+        around = neighbourhood(looked_at, length) if self.for_others else set(looked_at)
+        # Of a picture that lies elsewhere, thumbnails in the reference's coordinates are made from the frame itself.
+        wanted = numbers if self.place and self._plain else looked_at
+        with self.source.reader(wanted, thumbs_at=around, threads=threads) as reader:
             for frame in timer.each("decode", reader):
                 with timer.stage("sync"):
                     self._remember(frame, own_instants)
                 with timer.stage("warp"):
-                    for spot in self.by_number[frame.index]:
+                    for spot in self.by_number.get(frame.index, ()):
                         self.crops[spot] = self._warp(frame, self._affine(spot), config.size_px)
         self.error, self.decoded = reader.error, reader.frames_decoded
         if self._plain:
-            plain = {n + self.offset: reader.thumbnails[n] for n in numbers if n in reader.thumbnails}
-            self.shown = plain | self.shown
+            self.shown = {n + self.offset: reader.thumbnails[n] for n in looked_at if n in reader.thumbnails}
         if self.for_others:
-            self.witness.thumbnails = reader.thumbnails
+            self.witness.thumbnails, self.witness.evidence = reader.thumbnails, looked_at
 
-    def _remember(self, frame: Decoded, own_instants: tuple[int, ...] | list[int]) -> None:
+    def _remember(self, frame: Decoded, own_instants: list[int]) -> None:
         at = frame.index + self.offset
         if frame.index in own_instants:
             self.witness.lumas[frame.index] = frame.luma
@@ -203,7 +234,7 @@ class _Pass:
             place = find_place(pairs) if pairs else (self.place or EQUAL)
             return prove(
                 reference.thumbnails,
-                self.shown,
+                {at: self.shown[at] for at in thinned(self.shown)},
                 keep=reference.keep_thumbnails() if self.manipulated else None,
                 valid=self.covered,
                 place=place,

@@ -5,6 +5,7 @@ it, and then reported.
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -90,7 +91,7 @@ class Cluster:
         least = min((int(node.get("CPU", 1)) for node in _nodes()), default=1)
         return max(1, min(self._cores() // workers, least))
 
-    def start_detectors(self, name: str, weights: Path | None) -> "RayDetector":
+    def start_detectors(self, name: str, weights: Path | None, precision: str) -> "RayDetector":
         """One detector per GPU of the cluster, each in its own process.
 
         Raises:
@@ -99,7 +100,7 @@ class Cluster:
         count = int(ray.cluster_resources().get("GPU", 0))
         if count < 1:
             raise UserError("--device cuda: no node of the Ray cluster has a GPU; use --device cpu")
-        return start_detectors(count, 1, name, weights, "cuda")
+        return start_detectors(count, 1, name, weights, "cuda", precision)
 
     def run_tasks(
         self,
@@ -221,7 +222,9 @@ class _DetectorActor:
         return self._detector.detect(frames_rgb)
 
 
-def start_detectors(count: int, gpus: float, name: str, weights: Path | None, device: str) -> "RayDetector":
+def start_detectors(
+    count: int, gpus: float, name: str, weights: Path | None, device: str, precision: str = "fp32"
+) -> "RayDetector":
     """Start detector actors and wait until they are loaded.
 
     Args:
@@ -229,7 +232,8 @@ def start_detectors(count: int, gpus: float, name: str, weights: Path | None, de
         gpus: GPUs that Ray sets apart for each.
     """
     actor = ray.remote(num_gpus=gpus, num_cpus=0, max_restarts=3, max_task_retries=3)(_DetectorActor)
-    actors = [actor.remote(make_detector, name, weights, device) for _ in range(count)]
+    make = functools.partial(make_detector, precision=precision)
+    actors = [actor.remote(make, name, weights, device) for _ in range(count)]
     try:
         about = ray.get([one.about.remote() for one in actors])
     except ray.exceptions.RayError as error:

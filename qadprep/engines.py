@@ -32,6 +32,7 @@ class Setup(NamedTuple):
     meta: dict[str, str]
     threads: int = 1
     remote_detector: Detector | None = None
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def start_engine(
 
         with cluster(address) as nodes:
             workers = nodes.fit_workers(tasks, workers)
-            on_gpu = tasks and setup.device.startswith("cuda")
+            remote = None
+            if tasks and setup.device.startswith("cuda"):
+                remote = nodes.start_detectors(setup.detector, setup.weights, setup.precision)
             yield Engine(
                 nodes.run_tasks,
                 workers,
@@ -86,7 +89,7 @@ def start_engine(
                     out=setup.out.resolve() if is_local(setup.out) else setup.out,
                     weights=setup.weights.resolve() if setup.weights else None,
                     threads=nodes.threads(workers),
-                    remote_detector=nodes.start_detectors(setup.detector, setup.weights) if on_gpu else None,
+                    remote_detector=remote,
                 ),
             )
         return
@@ -95,7 +98,8 @@ def start_engine(
     if not (tasks and service_wanted(setup.device, workers)):
         yield engine
         return
-    with DetectorService(setup.detector, setup.weights, devices_of(setup.device)) as service:
+    devices = devices_of(setup.device)
+    with DetectorService(setup.detector, setup.weights, devices, precision=setup.precision) as service:
         yield replace(
             engine, setup=engine.setup._replace(remote_detector=service.remote), statistics=service.statistics
         )

@@ -250,6 +250,9 @@ class _Extraction:
             found = [spot for spot, status in cuts.geometry.status.items() if status == "ok"]
             located = located_boxes(cuts, found)
             cuts.labels = label_faces(clip, self.files[clip.id, MASK], source.info, located, self.timer)
+            # That a real person's face is that of the original is no news.
+            fake = {face for face, label in cuts.labels.label.items() if label == 1}
+            cuts.unaltered = {spot: flag for spot, flag in cuts.unaltered.items() if spot[1] in fake}
         rows = clip_rows(clip, cuts, self.detector.name, source, drop_unaltered=self.config.drop_unaltered)
         self.rows += rows
         made = Counter(row.face for row in rows if row.status == "ok")
@@ -284,7 +287,7 @@ def explain(sync: Sync) -> str:
             parts.append(f"placed {place.relation} {where}{scaled}")
         return " and ".join(parts)
     if sync.verdict == "static":
-        return "too little motion to prove the timing, and the frame counts differ"
+        return sync.detail or "too little motion to prove the timing, and the frame counts differ"
     return sync.detail or f"other content, mean difference {sync.residual:.0f} grey levels"
 
 

@@ -40,7 +40,8 @@ def extract(
     *,
     detector: str = "auto",
     weights: Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    precision: str = "fp32",
     workers: int = 0,
     overwrite: bool = False,
     retry_failed: bool = False,
@@ -60,6 +61,8 @@ def extract(
         config: what decides the bytes; its `detector` field is filled in here.
         detector: `auto`, `mtcnn` or `retinaface`.
         weights: RetinaFace weights file.
+        device: where the detector runs: `auto` takes CUDA where it is there.
+        precision: of the detector: `fp32`; on CUDA also `fp16` or `bf16`.
         workers: processes; 0 fits them to cores and memory. Does not change the output.
         overwrite: do everything again, also over packs of another config.
         retry_failed: do those groups again in which something could not be used.
@@ -78,7 +81,7 @@ def extract(
         UserError: wrong use, or another run in the same folder; nothing has been written then.
         RunEnded: the disk is full, or the store cannot be written any more.
     """
-    from qadprep.faces import choose_detector, make_detector
+    from qadprep.faces import choose_detector, make_detector, settle_device
     from qadprep.video.ffmpeg import ffmpeg_version
 
     start = time.monotonic()
@@ -94,7 +97,8 @@ def extract(
     name, sentence = choose_detector(detector, weights)
     say(sentence)
     # Loaded here as well, so that missing or broken weights stop the run before any worker starts.
-    identity = make_detector(name, weights, device).identity()
+    device = settle_device(device)
+    identity = make_detector(name, weights, device, precision=precision).identity()
     config = config.model_copy(update={"detector": identity})
     all_groups = group_clips(clips)
     groups = part.take(all_groups) if part else all_groups
@@ -105,7 +109,7 @@ def extract(
         try:
             todo = _begin(folder, groups, root, config, part, overwrite, retry_failed, summary)
             meta = {"tool": f"qadprep {qadprep.__version__}", "ffmpeg": ffmpeg_version()}
-            setup = Setup(root, folder, config, name, weights, device, meta)
+            setup = Setup(root, folder, config, name, weights, device, meta, precision=precision)
             chosen = stack.enter_context(start_engine(engine, address, workers, len(todo), setup, run_tasks))
             summary.workers = chosen.workers
             _run(chosen, todo, summary, held)

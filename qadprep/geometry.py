@@ -15,7 +15,7 @@ from qadprep.faces.scenes import find_scenes
 from qadprep.faces.tracking import Track, find_tracks
 from qadprep.timing import StageTimer
 from qadprep.video.source import Source
-from qadprep.witness import Aim, Spot, Witness, neighbourhood, place_instants
+from qadprep.witness import Aim, Spot, Witness, evidence_frames, neighbourhood, place_instants
 
 DETECT_BATCH = 8
 FACELESS_ROUNDS = 3
@@ -133,6 +133,8 @@ def find_geometry(
         for_others: remember the pictures around the frames, since other files are to be proved against this one.
     """
     seen = _Seen(Witness(source.info), MAX_EVERY_FACE if every_face else MAX_FACES_CUT, for_others)
+    if for_others:
+        seen.witness.evidence = evidence_frames(chosen)
     _look(source, chosen, config, detector, timer, threads, seen, lumas_at=place_instants(chosen) if for_others else ())
     wanted, left = len(chosen), list(spares)
     tracks = seen.tracks()
@@ -216,8 +218,9 @@ def given_geometry(
     result = Geometry(Witness(source.info))
     wanted, batch, left = len(chosen), list(chosen), list(spares)
     instants = place_instants(chosen) if for_others else ()
+    result.witness.evidence = evidence_frames(chosen) if for_others else []
     while batch:
-        around = neighbourhood(batch, source.info.frames) if for_others else ()
+        around = neighbourhood({*batch, *result.witness.evidence}, source.info.frames) if for_others else ()
         with source.reader(batch, thumbs_at=around) as reader:
             for frame in timer.each("decode", reader):
                 spot = (frame.index, 0)
@@ -248,7 +251,11 @@ def _look(
     lumas_at: Collection[int] = (),
 ) -> None:
     """Decode, detect, cut and measure all faces at `indices`, and remember the pictures around them."""
-    around = neighbourhood(indices, source.info.frames) if seen.for_others else indices
+    around = indices
+    if seen.for_others:
+        # Of a second round, the evidence is remembered already.
+        evidence = () if seen.witness.thumbnails else seen.witness.evidence
+        around = neighbourhood({*indices, *evidence}, source.info.frames)
     reader = source.reader(indices, thumbs_at=around, threads=threads)
     batch: list[tuple[int, np.ndarray]] = []
 

@@ -32,6 +32,7 @@ def set_up_worker(
     meta: dict[str, str],
     threads: int,
     remote_detector: Detector | None = None,
+    precision: str = "fp32",
 ) -> None:
     """In each worker: one thread for OpenCV and torch, whose float results may depend on the number of threads.
 
@@ -50,7 +51,7 @@ def set_up_worker(
         root=root,
         out=out,
         config=config,
-        detector=remote_detector or make_detector(detector, weights, device),
+        detector=remote_detector or make_detector(detector, weights, device, precision=precision),
         meta=meta,
         threads=threads,
     )

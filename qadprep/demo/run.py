@@ -10,9 +10,9 @@ from typing import Any
 from qadprep.config import ExtractConfig, ShardConfig
 from qadprep.demo import RECIPES, STAND_IN_NOTE
 from qadprep.demo.dataset import DemoDataset, make_dataset
-from qadprep.machine import available_cores
 from qadprep.errors import UserError
 from qadprep.extract_dataset import extract
+from qadprep.machine import available_cores
 from qadprep.progress import PLAIN_EVERY_S
 from qadprep.report import Section, write_report
 from qadprep.scan import scan

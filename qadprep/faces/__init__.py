@@ -11,7 +11,7 @@ from qadprep.errors import UserError
 from qadprep.faces.base import Detector, Face
 from qadprep.faces.weights import RETINAFACE, cached_weights
 
-__all__ = ["DETECTORS", "Detector", "Face", "choose_detector", "make_detector"]
+__all__ = ["DETECTORS", "Detector", "Face", "choose_detector", "make_detector", "settle_device"]
 
 DETECTORS = ("auto", "mtcnn", "retinaface")
 
@@ -53,6 +53,15 @@ def choose_detector(name: str = "auto", weights: Path | None = None) -> tuple[st
             "(--detector retinaface downloads them, --weights FILE takes your own)"
         )
     return "retinaface", f"using RetinaFace, weights found: {found}"
+
+
+def settle_device(device: str) -> str:
+    """What `auto` stands for: `cuda` where torch sees a GPU, else `cpu`; other names pass through."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_detector(

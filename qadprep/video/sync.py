@@ -17,6 +17,7 @@ MIN_MARGIN = 0.05
 # A shift is believed at this margin, or at the smaller one where most of the evidence agrees: in a nearly still scene
 # CRF 40 keeps showing parts of earlier frames, which looks like a lag of two or three frames at half of the instants.
 CLEAR_MARGIN, MIN_AGREEING = 0.1, 2 / 3
+FEW_INSTANTS = 9
 # Root mean squared difference (grey levels) to the nearest other frame below which a scene cannot tell offsets apart.
 MIN_MOTION = 0.1
 # Two different scenes differ by 30 to 60 grey levels, or in dark ones by their own spread; CRF 40 or a swapped face by
@@ -200,7 +201,9 @@ def _judge(reference: Thumbnails, other: Thumbnails, masks: Thumbnails | None) -
     elif offset == 0:
         verdict = "proved"
     else:
-        clear = margin >= CLEAR_MARGIN or float(instants.mean(wins)) >= MIN_AGREEING
+        # Of few instants both are asked: noise of two or three can look like anything.
+        together = all if len(wins) < FEW_INSTANTS else any
+        clear = together((margin >= CLEAR_MARGIN, float(instants.mean(wins)) >= MIN_AGREEING))
         verdict = "shifted" if clear else "static"
     return Sync(verdict, offset, round(margin, 4), round(residual, 4), len(wins), int(wins.sum()), detail)
 
