@@ -8,7 +8,7 @@ pixel, the difference is the largest of its three channels; pixels black in both
 - Lossy (c23): coding alone differs where neighbouring frames do, so the outside of the face says how much. The
   difference is averaged over patches of 1/16 of the crop's side, with its sign: coding noise cancels out, alterations
   do not. The face's largest patch is at most 1.5 times the outside's largest plus 0.75, and the face's mean at most
-  twice the outside's plus 0.6. The outside itself differs by no more than coding can: 5 in the mean, 4 in a patch.
+  twice the outside's plus 0.6. The outside itself differs by no more than coding can: 5 in the mean, 10 in a patch.
 - A mask with no pixel above 127 in the crop says so too.
 
 In doubt a frame counts as altered: it keeps the label of its clip.
@@ -32,7 +32,7 @@ _MEAN_MOST, _PEAK_MOST = 0.5, 2.0
 _PATCH_TIMES, _PATCH_SLACK = 1.5, 0.75
 _MEAN_TIMES, _MEAN_SLACK = 2.0, 0.6
 # What coding alone can do; where the outside differs more, it was altered too and tells nothing.
-_OUTSIDE_MEAN_MOST, _OUTSIDE_PATCH_MOST = 5.0, 4.0
+_OUTSIDE_MEAN_MOST, _OUTSIDE_PATCH_MOST = 5.0, 10.0
 _PATCHES_A_SIDE = 16
 # In half crop sides from the middle: a circle within the face's box at a margin of 1.3 (the box ends at 0.77), and
 # what lies beyond the circle that touches the crop's sides, where no face reaches.

@@ -99,7 +99,7 @@ def extract(root: Path, out: str | Path, config: ExtractConfig = CONFIG, **optio
     module = qadprep.extract_dataset
     kept = module.extract_one, module.set_up_worker
     qadprep.faces.choose_detector = lambda name, weights=None: ("quick", "quick detector")
-    qadprep.faces.make_detector = lambda name, weights=None, device="cpu": QuickDetector()
+    qadprep.faces.make_detector = lambda name, weights=None, device="cpu", **options: QuickDetector()
     module.extract_one, module.set_up_worker = extract_one, set_up
     try:
         return module.extract(root, out, config, **({"workers": 1} | options))

@@ -199,3 +199,10 @@ def test_masks():
 def test_other_crops_are_refused(fake, original, message):
     with pytest.raises(ValueError, match=message):
         alteration(fake, original)
+
+
+def test_what_was_altered_everywhere_is_altered():
+    """The outside says how much coding does only where it was not altered itself."""
+    found = Alteration(mean=24.0, peak=86.0, patch=30.0, outside_mean=23.0, outside_patch=28.0)
+    assert not is_unaltered(found, lossless=False)
+    assert is_unaltered(Alteration(1.2, 12.0, 5.0, 1.1, 6.3), lossless=False)
