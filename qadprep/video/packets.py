@@ -1,7 +1,7 @@
 """The packets of a video file: which frame each one holds, and which of them must be decoded for some frames."""
 
-import functools
 import itertools
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +14,9 @@ from qadprep.video.probe import CONTAINERS
 # A damaged picture must be an error: concealment would hand out a smear.
 EXPLODE = {"err_detect": "explode"}
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file", **EXPLODE}
-_TABLES_KEPT = 4
+# Of a group of FF++ and its masks, and some more; about 0.1 MB each.
+_TABLES_KEPT = 32
+_tables: OrderedDict[tuple[str, int, int, int], "PacketTable"] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -87,64 +89,96 @@ def opened(path: str | Path) -> Iterator[Any]:
 
 
 def packet_table(path: str | Path) -> PacketTable:
-    """Read the heads of all packets of a file's first video stream; nothing is decoded. The last few are remembered.
+    """The heads of all packets of a file's first video stream; nothing is decoded. The last ones are remembered.
 
     Raises:
         av.error.FFmpegError, OSError: as in `opened`. Damage behind the head is told by `error`.
     """
-    status = Path(path).stat()
-    return _packet_table(str(path), (status.st_ino, status.st_mtime_ns, status.st_size))
-
-
-@functools.lru_cache(maxsize=_TABLES_KEPT)
-def _packet_table(path: str, stamp: tuple[int, int, int]) -> PacketTable:
-    """The stamp makes a changed file another one."""
     import av
 
-    pts: list[int | None] = []
-    is_frame: list[bool] = []
-    droppable: list[bool] = []
-    starts: list[bool] = []
-    error = None
-    with opened(path) as container:
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        codec, extradata = (context.name, context.extradata) if context else ("", None)
-        h264 = codec == "h264"
-        length_size = nal_length_size(extradata)
-        known = extradata or b""
-        alike = True
-        try:
-            for packet in container.demux(stream):
-                if not packet.size:
-                    continue
-                data = memoryview(packet)
-                if h264:
-                    unit = access_unit(data, length_size)
-                    if not pts:
-                        known += b"".join(unit.parameters)
-                    # Parameter sets that change midway might be missed by leaving packets out.
-                    alike &= all(parameters in known for parameters in unit.parameters)
-                    droppable.append(not unit.is_reference and not unit.parameters)
-                    starts.append(unit.is_idr)
-                pts.append(packet.pts)
-                is_frame.append(not packet.is_discard and not is_hidden(codec, data))
-        except (av.error.FFmpegError, OSError) as caught:
-            error = str(getattr(caught, "strerror", None) or caught)
+    key = _stamped(path)
+    if key not in _tables:
+        with opened(path) as container:
+            reading = TableReading(container)
+            try:
+                for packet in container.demux(reading.stream):
+                    reading.add(packet)
+            except (av.error.FFmpegError, OSError) as caught:
+                reading.error = str(getattr(caught, "strerror", None) or caught)
+            remember(path, reading.table())
+    else:
+        _tables.move_to_end(key)
+    return _tables[key]
+
+
+def remember(path: str | Path, table: PacketTable) -> None:
+    """Keep a table that was read on the way, so that the file's packets are not read once more for it."""
+    _tables[_stamped(path)] = table
+    while len(_tables) > _TABLES_KEPT:
+        _tables.popitem(last=False)
+
+
+def _stamped(path: str | Path) -> tuple[str, int, int, int]:
+    """The stamp makes a changed file another one."""
+    status = Path(path).stat()
+    return str(path), status.st_ino, status.st_mtime_ns, status.st_size
+
+
+class TableReading:
+    """A packet table in the making; `add` takes every packet that the first video stream's demuxer gives."""
+
+    def __init__(self, container: Any) -> None:
+        self.stream = container.streams.video[0]
+        self.error: str | None = None
+        self._in_avi = container.format.name == "avi"
+        self._context = self.stream.codec_context
+        self._codec, self._extradata = (self._context.name, self._context.extradata) if self._context else ("", None)
+        self._length_size = nal_length_size(self._extradata)
+        self._known = self._extradata or b""
+        self._alike = True
+        self._pts: list[int | None] = []
+        self._is_frame: list[bool] = []
+        self._droppable: list[bool] = []
+        self._starts: list[bool] = []
+
+    def add(self, packet: Any) -> bool:
+        """Take a packet; whether it holds a frame.
+
+        The last one that a demuxer yields is an empty flush marker. A packet outside an edit list is marked
+        `is_discard`: no player and no ffmpeg run shows it, so it is not a frame.
+        """
+        if not packet.size:
+            return False
+        data = memoryview(packet)
+        if self._codec == "h264":
+            unit = access_unit(data, self._length_size)
+            if not self._pts:
+                self._known += b"".join(unit.parameters)
+            # Parameter sets that change midway might be missed by leaving packets out.
+            self._alike &= all(parameters in self._known for parameters in unit.parameters)
+            self._droppable.append(not unit.is_reference and not unit.parameters)
+            self._starts.append(unit.is_idr)
+        self._pts.append(packet.pts)
+        self._is_frame.append(not packet.is_discard and not is_hidden(self._codec, data))
+        return self._is_frame[-1]
+
+    def table(self) -> PacketTable:
+        """What the packets come to."""
+        pts, is_frame, droppable, starts = self._pts, self._is_frame, self._droppable, self._starts
+        h264 = self._codec == "h264"
         # Two packets may hold the two fields of one frame.
-        fields = h264 and not is_progressive(extradata if extradata else known)
-        reorders = bool(context and context.has_b_frames)
-        in_avi = container.format.name == "avi"
-    if not h264 or fields or not alike:
-        droppable = starts = [False] * len(pts)
-    stamps = [stamp for stamp, frame in zip(pts, is_frame, strict=True) if frame]
-    exact = not (fields or error or in_avi) and None not in stamps and len(set(stamps)) == len(stamps)
-    # Some files tell the time of decoding in place of that of display; so does avi, which knows no other.
-    exact = exact and not (reorders and stamps == sorted(stamps))
-    rank = {stamp: place for place, stamp in enumerate(sorted(stamps))} if exact else {}
-    numbers = tuple(rank[stamp] if frame and exact else None for stamp, frame in zip(pts, is_frame, strict=True))
-    if numbers and numbers[0]:
-        # Cut inside an open GOP: what the first pictures refer to is not there. Whether they come out must not
-        # depend on which frames are wanted.
-        droppable = starts = [False] * len(pts)
-    return PacketTable(tuple(pts), numbers, len(stamps), tuple(droppable), tuple(starts), exact, error)
+        fields = h264 and not is_progressive(self._extradata if self._extradata else self._known)
+        reorders = bool(self._context and self._context.has_b_frames)
+        if not h264 or fields or not self._alike:
+            droppable = starts = [False] * len(pts)
+        stamps = [stamp for stamp, frame in zip(pts, is_frame, strict=True) if frame]
+        exact = not (fields or self.error or self._in_avi) and None not in stamps and len(set(stamps)) == len(stamps)
+        # Some files tell the time of decoding in place of that of display; so does avi, which knows no other.
+        exact = exact and not (reorders and stamps == sorted(stamps))
+        rank = {stamp: place for place, stamp in enumerate(sorted(stamps))} if exact else {}
+        numbers = tuple(rank[stamp] if frame and exact else None for stamp, frame in zip(pts, is_frame, strict=True))
+        if numbers and numbers[0]:
+            # Cut inside an open GOP: what the first pictures refer to is not there. Whether they come out must not
+            # depend on which frames are wanted.
+            droppable = starts = [False] * len(pts)
+        return PacketTable(tuple(pts), numbers, len(stamps), tuple(droppable), tuple(starts), exact, self.error)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from qadprep.video.bitstream import is_hidden
-
 # Containers that hold a video themselves. Playlists and concat scripts are text files that name other files.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,h264,hevc"
 MAX_PICTURE_PX = 8192 * 8192
@@ -81,7 +79,7 @@ def probe(path: str | Path) -> VideoInfo:
             raise ProbeError("no_video_stream", f"{path}: holds no video stream")
         stream = container.streams.video[0]
         try:
-            frames, first, rotation = _count_packets(container, stream)
+            frames, first, rotation = _count_packets(path, container)
         except (av.error.FFmpegError, OSError) as error:
             raise ProbeError("unreadable", f"{path}: reading its packets failed ({_words(error)})") from error
         context = stream.codec_context
@@ -161,15 +159,15 @@ def _open(path: Path):  # noqa: ANN202  (av's types need av imported)
     return container, size
 
 
-def _count_packets(container, stream) -> tuple[int, bytes, int]:  # noqa: ANN001  (av's types need av imported)
+def _count_packets(path: Path, container) -> tuple[int, bytes, int]:  # noqa: ANN001  (av's types need av imported)
     import av
 
+    from qadprep.video.packets import TableReading, remember
+
     frames, first, rotation = 0, b"", None
-    codec = stream.codec_context.name if stream.codec_context else ""
-    for packet in container.demux(stream):
-        # The last packet that demux yields is an empty flush marker. A packet outside an edit list is marked
-        # `is_discard`: no player and no ffmpeg run shows it, so it is not a frame.
-        if packet.size == 0 or packet.is_discard or is_hidden(codec, memoryview(packet)):
+    reading = TableReading(container)
+    for packet in container.demux(reading.stream):
+        if not reading.add(packet):
             continue
         if frames == 0:
             first = bytes(packet)
@@ -182,6 +180,7 @@ def _count_packets(container, stream) -> tuple[int, bytes, int]:  # noqa: ANN001
                     break
             except av.error.FFmpegError:
                 rotation = 0  # the decoding pass reports the damage, with its place
+    remember(path, reading.table())
     return frames, first, rotation or 0
 
 
