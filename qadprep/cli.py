@@ -259,7 +259,10 @@ def extract(
     if measure is not None and not dry_run:
         raise UserError(f"--measure {measure} is for --dry-run, which is not given")
     if dry_run:
+        from qadprep.engines import check_engine
         from qadprep.forecast import forecast
+
+        check_engine(engine, address)
 
         expected = forecast(
             root,
@@ -268,6 +271,7 @@ def extract(
             detector=detector,
             weights=weights,
             device=device,
+            precision=precision,
             workers=tables.count(workers, "--workers"),
             manifest=manifest,
             protocol=chosen,
@@ -339,7 +343,7 @@ def report(
     shards: Annotated[Path, typer.Argument(help="Folder of the shard set.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html and the contact sheets.")],
     faces: Annotated[
-        Path | None, typer.Option(help="Face packs of the shards: adds failures and sync evidence.")
+        str | None, typer.Option(help="Face packs of the shards, folder or URL: adds failures and sync evidence.")
     ] = None,
     json: Json = False,
 ) -> None:

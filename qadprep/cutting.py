@@ -22,6 +22,7 @@ _FOOTPRINT_PX = 3
 _MORE_PASSES = 2
 # Up to here, what looks like a shift may be the lag of CRF 40 in a still scene; true ones reach 0.4 and more.
 _WEAK_MARGIN = 0.3
+_UNKNOWN = Place("unknown", margin=0.0)
 
 
 @dataclass
@@ -86,21 +87,24 @@ def cut(
         moved = bool(found.offset_frames) or not found.place.is_equal
         final = dataclasses.replace(found, verdict="shifted" if moved else "proved")
     elif reading is first[0]:
-        final = found
+        # No shift was applied, so none is told.
+        hair = f"{found.offset_frames:+d} frames fit best, by a hair" if found.offset_frames else ""
+        final = dataclasses.replace(found, offset_frames=0, detail=found.detail or hair)
     else:
         # What looked like a shift did not hold once it was applied: the pictures as they are, and doubt about them.
+        contradicted = found.verdict == "refused"
         reading, found = first
-        final = dataclasses.replace(found, **_doubt(found))
+        final = dataclasses.replace(found, **_doubt(found, contradicted))
     result = reading.cut(final)
     result.decoded = decoded
     return result
 
 
-def _doubt(found: Sync) -> dict[str, Any]:
+def _doubt(found: Sync, contradicted: bool) -> dict[str, Any]:
     """The verdict on a shift that did not hold: by weak evidence nothing is known, by strong evidence it is no copy."""
     seemed = f"seemed shifted by {found.offset_frames:+d} frames, {found.place.relation}; applied, it did not hold"
-    weak = found.place.is_equal and found.margin < _WEAK_MARGIN
-    return {"verdict": "static" if weak else "refused", "offset_frames": 0, "detail": seemed}
+    weak = found.place.is_equal and found.margin < _WEAK_MARGIN and not contradicted
+    return {"verdict": "static" if weak else "refused", "offset_frames": 0, "margin": 0.0, "detail": seemed}
 
 
 def _read(
@@ -172,10 +176,12 @@ class _Pass:
             return
         evidence = {at - self.offset for at in self.reference.evidence if 0 <= at - self.offset < length}
         looked_at = sorted({*numbers, *evidence})
+        # The proof of place needs whole pictures of these instants, whether or not a crop is cut there.
+        whole = {at - self.offset for at in self.reference.lumas if 0 <= at - self.offset < length}
         own_instants = place_instants(numbers) if self.for_others else []
         around = neighbourhood(looked_at, length) if self.for_others else set(looked_at)
         # Of a picture that lies elsewhere, thumbnails in the reference's coordinates are made from the frame itself.
-        wanted = numbers if self.place and self._plain else looked_at
+        wanted = sorted({*numbers, *whole} if self.place and self._plain else {*looked_at, *whole})
         with self.source.reader(wanted, thumbs_at=around, threads=threads) as reader:
             for frame in timer.each("decode", reader):
                 with timer.stage("sync"):
@@ -203,6 +209,8 @@ class _Pass:
 
     def _guess(self, at: int, luma: np.ndarray) -> Place:
         """From one instant; the reference's kept picture nearest in time."""
+        if not self.reference.lumas:
+            return _UNKNOWN
         nearest = min(self.reference.lumas, key=lambda frame: abs(frame - at))
         keep = self.reference.keep_luma(nearest) if self.manipulated else None
         return guess_place(self.reference.lumas[nearest], luma, keep)
@@ -231,7 +239,7 @@ class _Pass:
                 (reference.lumas[at], luma, reference.keep_luma(at) if self.manipulated else None)
                 for at, luma in sorted(self.lumas.items())
             ]
-            place = find_place(pairs) if pairs else (self.place or EQUAL)
+            place = find_place(pairs) if pairs else _UNKNOWN
             return prove(
                 reference.thumbnails,
                 {at: self.shown[at] for at in thinned(self.shown)},

@@ -16,7 +16,7 @@ from qadprep.terminal import print_table, say
 OK, WARN, FAIL = "ok", "warn", "fail"
 PYTHON_LEAST = (3, 11)
 # What `extract` cannot do without; versions as in pyproject.toml.
-PACKAGES_LEAST = {"av": (14,), "facenet-pytorch": (2, 5, 3), "numpy": (1, 26), "pyarrow": (17,), "torch": (2, 4)}
+PACKAGES_LEAST = {"av": (18,), "facenet-pytorch": (2, 5, 3), "numpy": (1, 26), "pyarrow": (17,), "torch": (2, 4)}
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 

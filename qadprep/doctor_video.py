@@ -101,7 +101,7 @@ def check_decoding() -> tuple[str, ...]:
     found = f"PyAV {av.__version__}, libavcodec {libraries}"
     right = len(pictures) == 1 and pictures[0][0] == "yuv444p" and pictures[0][1].shape == (16, 16, 3)
     if not right or np.abs(pictures[0][1].astype(int) - _SAMPLE_RGB).max() > 4:
-        return FAIL, f"{found}: an H.264 4:4:4 picture comes out wrong", "pip install --force-reinstall 'av>=14'"
+        return FAIL, f"{found}: an H.264 4:4:4 picture comes out wrong", "pip install --force-reinstall 'av>=18'"
     return OK, found
 
 

@@ -37,6 +37,9 @@ OBJECT_STORE_BYTES = 256 * 2**20
 MAX_SETUP_FAULTS = 3
 CONNECT_WITHIN_S = 10
 
+# Loading takes seconds, a GPU that somebody else holds may take for ever.
+DETECTOR_WAIT_S = 180.0
+
 Task, Result = TypeVar("Task"), TypeVar("Result")
 
 
@@ -91,13 +94,17 @@ class Cluster:
         least = min((int(node.get("CPU", 1)) for node in _nodes()), default=1)
         return max(1, min(self._cores() // workers, least))
 
+    def gpus(self) -> int:
+        """GPUs of the cluster, taken or free."""
+        return int(ray.cluster_resources().get("GPU", 0))
+
     def start_detectors(self, name: str, weights: Path | None, precision: str) -> "RayDetector":
         """One detector per GPU of the cluster, each in its own process.
 
         Raises:
             UserError: no node has a GPU.
         """
-        count = int(ray.cluster_resources().get("GPU", 0))
+        count = self.gpus()
         if count < 1:
             raise UserError("--device cuda: no node of the Ray cluster has a GPU; use --device cpu")
         return start_detectors(count, 1, name, weights, "cuda", precision)
@@ -235,7 +242,15 @@ def start_detectors(
     make = functools.partial(make_detector, precision=precision)
     actors = [actor.remote(make, name, weights, device) for _ in range(count)]
     try:
-        about = ray.get([one.about.remote() for one in actors])
+        asked = {one.about.remote(): one for one in actors}
+        ready, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=DETECTOR_WAIT_S)
+        for late in waiting:
+            ray.kill(asked[late])
+        if not ready:
+            raise UserError(
+                f"no detector could start on the Ray cluster in {DETECTOR_WAIT_S:.0f} s: are its GPUs taken?"
+            )
+        actors, about = [asked[one] for one in ready], ray.get(ready)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise UserError(f"the detector cannot start on the Ray cluster: {cause}") from error

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qadprep.config import ExtractConfig
-from qadprep.errors import UserError
+from qadprep.errors import RunEnded, UserError
 from qadprep.faces import Detector
-from qadprep.faces.service import DetectorService, devices_of, service_wanted
+from qadprep.faces.service import DetectorGone, DetectorService, devices_of, service_wanted
 from qadprep.machine import available_cores, fit_workers
 from qadprep.store import is_local
 
@@ -78,7 +78,8 @@ def start_engine(
         with cluster(address) as nodes:
             workers = nodes.fit_workers(tasks, workers)
             remote = None
-            if tasks and setup.device.startswith("cuda"):
+            on_gpu = setup.device.startswith("cuda") or (setup.device == "auto" and nodes.gpus())
+            if tasks and on_gpu:
                 remote = nodes.start_detectors(setup.detector, setup.weights, setup.precision)
             yield Engine(
                 nodes.run_tasks,
@@ -88,6 +89,7 @@ def start_engine(
                     root=setup.root.resolve(),
                     out=setup.out.resolve() if is_local(setup.out) else setup.out,
                     weights=setup.weights.resolve() if setup.weights else None,
+                    device="cuda" if on_gpu else "cpu",
                     threads=nodes.threads(workers),
                     remote_detector=remote,
                 ),
@@ -99,7 +101,18 @@ def start_engine(
         yield engine
         return
     devices = devices_of(setup.device)
-    with DetectorService(setup.detector, setup.weights, devices, precision=setup.precision) as service:
+    with _started(DetectorService(setup.detector, setup.weights, devices, precision=setup.precision)) as service:
         yield replace(
             engine, setup=engine.setup._replace(remote_detector=service.remote), statistics=service.statistics
         )
+
+
+@contextlib.contextmanager
+def _started(service: DetectorService) -> Iterator[DetectorService]:
+    """A running detector service; one whose process dies while it loads ends the run with one line."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(service)
+        except DetectorGone as error:
+            raise RunEnded(str(error)) from error
+        yield service

@@ -15,7 +15,7 @@ from qadprep.engines import Engine, Setup, check_engine, start_engine
 from qadprep.errors import RunEnded, UserError
 from qadprep.group_files import remove_made
 from qadprep.locks import Held, alone, one_at_a_time, sole_user
-from qadprep.pack import find_packs, pack_paths
+from qadprep.pack import find_packs, pack_paths, read_meta
 from qadprep.parts import Part, unfinish
 from qadprep.progress import progress_bar
 from qadprep.protocols import Protocol, select
@@ -97,8 +97,13 @@ def extract(
     name, sentence = choose_detector(detector, weights)
     say(sentence)
     # Loaded here as well, so that missing or broken weights stop the run before any worker starts.
-    device = settle_device(device)
-    identity = make_detector(name, weights, device, precision=precision).identity()
+    if engine == "local":
+        device = settle_device(device)
+        identity = make_detector(name, weights, device, precision=precision).identity()
+    else:
+        # This machine may lack the GPU that the cluster has; the device is no part of the identity.
+        identity = make_detector(name, weights, "cpu").identity()
+        identity |= {} if precision == "fp32" else {"precision": precision}
     config = config.model_copy(update={"detector": identity})
     all_groups = group_clips(clips)
     groups = part.take(all_groups) if part else all_groups
@@ -155,7 +160,8 @@ def _begin(
         # Until they are back, the extraction has not come to its end, and `shard` waits.
         unfinish(folder, part)
         if overwrite:
-            for table in find_packs(folder):  # of any dataset: one folder holds packs of one config
+            # Of any dataset: one folder holds packs of one config. Other people's tables are no packs, and stay.
+            for table in [table for table in find_packs(folder) if read_meta(table) is not None]:
                 remove(table)
                 remove(table.with_suffix(".tar"))
         _clean(folder, config.dataset, groups, None if alone(folder, part) else part)

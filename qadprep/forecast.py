@@ -96,7 +96,8 @@ def forecast(
     count: int = 2,
     detector: str = "auto",
     weights: Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    precision: str = "fp32",
     workers: int = 0,
     manifest: Path | None = None,
     protocol: Protocol | None = None,
@@ -128,7 +129,9 @@ def forecast(
     workers = fit_workers(groups, workers)
     trial, remark = None, "no sample was asked for (--measure 0)"
     if count:
-        trial, remark = measure(clips, root, config, count, workers, detector=detector, weights=weights, device=device)
+        trial, remark = measure(
+            clips, root, config, count, workers, detector=detector, weights=weights, device=device, precision=precision
+        )
     paths = {clip.paths[quality] for clip in clips for quality in config.qualities if quality in clip.paths}
     # Several clips may lie in one tar.
     places = {path.split("::")[0] for path in paths}

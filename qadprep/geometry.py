@@ -149,7 +149,9 @@ def find_geometry(
         hits = max(len(usable) / len(seen.faces), 1 / 8) if seen.faces else 1
         count = max(MIN_REFILL, math.ceil(lacking / hits))
         batch, left = sorted(left[:count]), left[count:]
-        _look(source, batch, config, detector, timer, threads, seen)
+        # Where damage took the first ones, pictures for the proof of place are taken from here.
+        lumas_at = place_instants(batch) if for_others and not seen.witness.lumas else ()
+        _look(source, batch, config, detector, timer, threads, seen, lumas_at=lumas_at)
         tracks, rounds = seen.tracks(), rounds + 1
     return _settle(seen, tracks, chosen, spares, config, every_face)
 

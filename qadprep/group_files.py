@@ -170,7 +170,9 @@ class GroupFiles:
         if source is None:
             # Not from another quality: that would be compressed twice.
             file.refuse("missing_quality", f"no readable raw file of {clip.id} to make its {quality} from")
+            file.record.made = self._made_from(clip, quality)
             return file
+        file.record.made = self._made_from(clip, quality)
         fault = self._mislabelled(source.info, "raw")
         if fault and not self.config.accept_mislabelled:
             file.refuse("quality_mismatch", f"{clip.paths['raw']}: {fault}; nothing is made from it")
@@ -190,17 +192,23 @@ class GroupFiles:
         with self.timer.stage("probe"):
             self._read(file, self._made, name)
         if file.info:
-            file.record.made = {
-                "from": clip.paths["raw"],
-                "from_bytes": size_of(self.root, clip.paths["raw"]),
-                "crf": crf_of(quality),
-                "pix_fmt": self.config.pix_fmt,
-                "encoder": file.info.encoder or "",
-            }
+            file.record.made["encoder"] = file.info.encoder or ""
             fault = wrong_with(file.info, source.info, crf_of(quality), self.config.pix_fmt)
             if fault:
                 file.refuse("not_verified", f"{clip.id}: the encoded {quality} is wrong: {fault}")
         return file
+
+    def _made_from(self, clip: Clip, quality: str) -> dict[str, object] | None:
+        """What a made quality hangs on, whether or not it came about: another raw file makes the pack stale."""
+        if "raw" not in clip.paths:
+            return None
+        return {
+            "from": clip.paths["raw"],
+            "from_bytes": size_of(self.root, clip.paths["raw"]),
+            "crf": crf_of(quality),
+            "pix_fmt": self.config.pix_fmt,
+            "encoder": "",
+        }
 
 
 def encode_quality(source: Source, path: Path, crf: int, pix_fmt: str) -> None:

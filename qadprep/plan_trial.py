@@ -93,7 +93,8 @@ def measure(
     *,
     detector: str = "auto",
     weights: Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    precision: str = "fp32",
 ) -> tuple[Trial | None, str]:
     """Extract a few groups with a config into a temporary folder; (the trial, or None with the reason).
 
@@ -121,7 +122,7 @@ def measure(
         with _share_of_cores(at_once, workers):
             summary = extract(
                 root, Path(folder) / "faces", config, manifest=manifest, workers=at_once, detector=detector,
-                weights=weights, device=device,
+                weights=weights, device=device, precision=precision,
             )  # fmt: skip
     failures = [(what, message) for result in summary.results for what, _, message in result.failures]
     failures += summary.crashed

@@ -38,7 +38,7 @@ def write_report(
     shards: Path,
     out: Path,
     *,
-    faces: Path | None = None,
+    faces: str | Path | None = None,
     title: str = "",
     notice: str = "",
     extra: Sequence[Section] = (),

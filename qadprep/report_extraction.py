@@ -1,13 +1,14 @@
 """The part of the HTML report that tells how an extraction went, from its summary.json."""
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qadprep.errors import UserError
 from qadprep.extract_tables import class_rows, moved_rows, quality_rows, summary_lines, sync_rows
 from qadprep.report_section import Section
+from qadprep.store import open_folder, read_json
 from qadprep.summary import REPORT_NAME, in_order_of_work
 
 # More rows make a page that browsers are slow with; summary.json has them all.
@@ -31,16 +32,25 @@ _LEGEND = (
 )
 
 
-def extraction_sections(faces: Path) -> list[Section]:
-    """Sections on the extraction of a folder of face packs; none when it has no summary.
+def extraction_sections(faces: str | Path) -> list[Section]:
+    """Sections on the extraction of a folder of face packs.
 
     Args:
-        faces: folder that `extract` wrote.
+        faces: folder or URL that `extract` wrote.
+
+    Raises:
+        UserError: it has no summary, or one of another version.
     """
-    file = faces / REPORT_NAME
-    if not file.is_file():
-        return []
-    facts = json.loads(file.read_text("utf-8"))
+    facts = read_json(open_folder(faces) / REPORT_NAME)
+    if facts is None:
+        raise UserError(f"{faces}: no readable {REPORT_NAME}; is it what `extract` wrote, and did it come to its end?")
+    try:
+        return _sections(facts)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{faces}/{REPORT_NAME}: of another version ({error}); run `qadprep extract` again") from error
+
+
+def _sections(facts: dict[str, Any]) -> list[Section]:
     sections = [
         Section("Extraction", " ".join(_head(facts)), anchor="extraction", chapter=True),
         Section("Attempted tuples = ok + reasons", "", *class_rows(facts)),

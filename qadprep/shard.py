@@ -16,7 +16,7 @@ import qadprep
 from qadprep.config import ExtractConfig, ShardConfig, guard_output, write_json
 from qadprep.errors import UserError
 from qadprep.extract_dataset import load_config
-from qadprep.locks import sole_user
+from qadprep.locks import reader, sole_user
 from qadprep.pack import Pack, find_packs, read_pack
 from qadprep.pack_reader import PackReader
 from qadprep.parts import not_at_its_end
@@ -68,11 +68,12 @@ def shard(faces: "str | Folder", out: Path, config: ShardConfig, *, overwrite: b
         overwrite: replace a shard set of another config or of other packs.
 
     Raises:
-        UserError: no packs, packs of several configs, no complete tuple, or another shard set in `out`.
+        UserError: no packs, packs of several configs, no complete tuple, another shard set in `out`, or an extraction
+            that is writing into `faces`.
     """
     faces = open_folder(faces)
     extract_config = load_config(faces)
-    with sole_user(faces):  # not while an extraction changes the packs
+    with reader(faces):  # not while an extraction changes the packs
         tuples, left_out, packs_hash = _collect(faces, extract_config.hash(), extract_config.qualities)
         return _write_set(faces, out, config, extract_config, tuples, left_out, packs_hash, overwrite)
 

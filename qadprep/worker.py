@@ -1,6 +1,7 @@
 """What a worker process of `extract` does, on whichever engine: set up once, then one group after the other."""
 
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from qadprep.errors import RunEnded
 from qadprep.extract import extract_group
 from qadprep.faces import Detector
 from qadprep.faces.service import DetectorGone
+from qadprep.lease import process_start
 from qadprep.pack import pack_paths
 from qadprep.results import GroupResult
 from qadprep.store import is_local, remove, upload
@@ -45,6 +47,8 @@ def set_up_worker(
 
     from qadprep.faces import make_detector
 
+    if not is_local(out):
+        _remove_scratch_of_the_dead()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     _worker.update(
@@ -72,7 +76,9 @@ def extract_one(group: Group) -> GroupResult:
 def _extract(group: Group, out: "Folder") -> GroupResult:
     if is_local(out):
         return extract_group(group, **_worker)
-    with tempfile.TemporaryDirectory(prefix="qadprep-") as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix=f"{_scratch_prefix()}{os.getpid()}-{process_start(os.getpid())}-"
+    ) as scratch:
         result = extract_group(group, **(_worker | {"out": Path(scratch)}))
         begun = time.monotonic()
         tar, table = pack_paths(Path(scratch), group.dataset, group.name)
@@ -82,3 +88,21 @@ def _extract(group: Group, out: "Folder") -> GroupResult:
         upload(table, remote_table)
         result.seconds["upload"] = time.monotonic() - begun
     return result
+
+
+def _scratch_prefix() -> str:
+    """Of this container's processes: the temp folder may be shared with others that number theirs alike."""
+    try:
+        return f"qadprep-scratch-{Path('/proc/self/ns/pid').stat().st_ino}-"
+    except OSError:
+        return "qadprep-scratch-"
+
+
+def _remove_scratch_of_the_dead() -> None:
+    """Killed workers leave their scratch folders, whose names tell the process and when it started."""
+    prefix = _scratch_prefix()
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        pid, _, rest = folder.name.removeprefix(prefix).partition("-")
+        started = rest.partition("-")[0]
+        if pid.isdigit() and started and process_start(int(pid)) != started:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -102,6 +102,6 @@ def _check_device(device: str) -> None:
 
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise UserError(f"unknown device {device!r}: expected cpu, cuda or cuda:<number>")
+        raise UserError(f"unknown device {device!r}: expected auto, cpu, cuda or cuda:<number>")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UserError(f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import secrets
 from collections.abc import Sequence
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from qadprep.faces.base import Face, check_frames
 from qadprep.faces.prepared import Prepared, Shrink
-from qadprep.faces.service_process import JOIN, Statistics, serve
+from qadprep.faces.service_process import JOIN, Statistics, connect, serve
 from qadprep.faces.wire import REQUEST_BYTES_MOST, SharedFrames, bytes_of, unpacked
 
 _FRAMES_A_REQUEST = 32
@@ -95,9 +95,7 @@ class RemoteDetector:
             if self._connection is None:
                 self._connect()
             self._frames.send(self._connection, pictures)
-            if not self._connection.poll(_ANSWER_WITHIN_S):
-                raise TimeoutError(f"no answer within {_ANSWER_WITHIN_S} s")
-            answer = self._connection.recv()
+            answer = self._answer()
         except (EOFError, OSError, multiprocessing.AuthenticationError) as error:
             self._leave()
             raise DetectorGone(_gone(self._devices[self._at], repr(error))) from error
@@ -111,14 +109,19 @@ class RemoteDetector:
 
     def _connect(self) -> None:
         self._pid = os.getpid()
-        self._connection = Client(self._addresses[0], authkey=self._key)
+        self._connection = connect(self._addresses[0], self._key)
         if len(self._addresses) > 1:
             # The first process counts who comes, so that the workers spread evenly.
             self._connection.send(JOIN)
-            self._at = self._connection.recv() % len(self._addresses)
+            self._at = self._answer() % len(self._addresses)
             if self._at:
                 self._connection.close()
-                self._connection = Client(self._addresses[self._at], authkey=self._key)
+                self._connection = connect(self._addresses[self._at], self._key)
+
+    def _answer(self) -> Any:
+        if not self._connection.poll(_ANSWER_WITHIN_S):
+            raise TimeoutError(f"no answer within {_ANSWER_WITHIN_S} s")
+        return self._connection.recv()
 
     def _leave(self) -> None:
         self._connection: Connection | None = None

@@ -7,13 +7,15 @@ import pickle
 import queue
 import secrets
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass, replace
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener, Pipe, wait
+from multiprocessing.connection import Connection, Pipe, answer_challenge, deliver_challenge, wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +24,9 @@ from qadprep.faces.prepared import Prepared, Shrink
 from qadprep.faces.wire import SharedFrames, packed
 
 JOIN = "join"
+HANDSHAKE_WITHIN_S = 10
+# A client waits for those before it too.
+_CONNECT_WITHIN_S = 120
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,65 @@ def serve(
         control.send(_sendable(error))
         return
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(Listener(_address(stack), "AF_UNIX", authkey=key, backlog=128))
-        control.send((listener.address, loaded.name, loaded.identity(), loaded.shrink))
-        Server(loaded, listener, control, device, frames_most, patience_s).run()
+        address = _address(stack)
+        listener = stack.enter_context(listen(address))
+        control.send((address, loaded.name, loaded.identity(), loaded.shrink))
+        Server(loaded, listener, key, control, device, frames_most, patience_s).run()
+
+
+def listen(address: str) -> socket.socket:
+    """A socket on which a `Server` takes connections."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(128)
+    return listener
+
+
+def connect(address: str, key: bytes) -> Connection:
+    """A client's connection to a `Server`.
+
+    Raises OSError (TimeoutError where nobody answers), EOFError, and AuthenticationError for a wrong key.
+    """
+    with socket.socket(socket.AF_UNIX) as ours:
+        try:
+            _limit(ours, _CONNECT_WITHIN_S)
+            ours.connect(address)
+            connection = Connection(os.dup(ours.fileno()))
+            try:
+                answer_challenge(connection, key)
+                deliver_challenge(connection, key)
+                _limit(ours, 0)
+            except BaseException:
+                connection.close()
+                raise
+        except BlockingIOError as error:
+            raise TimeoutError(f"no connection within {_CONNECT_WITHIN_S} s") from error
+    return connection
+
+
+def _welcome(theirs: socket.socket, key: bytes) -> Connection:
+    """The server's side of `connect`. Anybody on the machine can knock, and then say nothing."""
+    with theirs:
+        if hasattr(socket, "SO_PEERCRED"):
+            peer = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            if struct.unpack("3i", peer)[1] != os.geteuid():
+                raise AuthenticationError("a process of another user")
+        _limit(theirs, HANDSHAKE_WITHIN_S)
+        connection = Connection(os.dup(theirs.fileno()))
+        try:
+            deliver_challenge(connection, key)
+            answer_challenge(connection, key)
+            _limit(theirs, 0)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _limit(of: socket.socket, seconds: int) -> None:
+    """How long one read or write may take; 0 is for ever. In the kernel, as `Connection` knows no limits."""
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        of.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
 
 
 class Server:
@@ -101,7 +162,8 @@ class Server:
     def __init__(
         self,
         detector: Served,
-        listener: Listener,
+        listener: socket.socket,
+        key: bytes,
         control: Connection,
         device: str,
         frames_most: int,
@@ -109,6 +171,7 @@ class Server:
     ) -> None:
         self._detector = detector
         self._listener = listener
+        self._key = key
         self._control = control
         self._frames_most = frames_most
         self._patience_s = patience_s
@@ -133,7 +196,7 @@ class Server:
     def _accept(self) -> None:
         while True:
             try:
-                connection = self._listener.accept()
+                connection = _welcome(self._listener.accept()[0], self._key)
             except (AuthenticationError, EOFError, OSError):
                 time.sleep(0.01)
                 continue

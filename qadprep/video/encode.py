@@ -61,8 +61,17 @@ def compress(src: Path, dst: Path, crf: int, pix_fmt: str = "yuv444p") -> None:
         OSError: the disk is full.
     """
     source = ffmpeg.input(str(Path(src).absolute()), err_detect="explode")
-    rgb = source.video.filter("format", "gbrp")
-    _run(rgb, dst, None, vcodec="libx264", crf=crf, pix_fmt=pix_fmt)
+    # Written out, since in a graph of filters the output's own sws_flags reach no conversion. The pixels are those that
+    # decoding gives, so that between a raw crop and a made one lies nothing but the compression.
+    rgb = source.video.filter("scale", flags=SWS_FLAGS).filter("format", "gbrp")
+    _run(
+        rgb.filter("scale", flags=SWS_FLAGS).filter("format", pix_fmt),
+        dst,
+        None,
+        vcodec="libx264",
+        crf=crf,
+        pix_fmt=pix_fmt,
+    )
 
 
 def _encode(frames: Iterable[np.ndarray], path: Path, fps: Fraction | float, **options: object) -> None:

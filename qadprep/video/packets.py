@@ -105,9 +105,10 @@ def packet_table(path: str | Path) -> PacketTable:
                     reading.add(packet)
             except (av.error.FFmpegError, OSError) as caught:
                 reading.error = str(getattr(caught, "strerror", None) or caught)
-            remember(path, reading.table())
-    else:
-        _tables.move_to_end(key)
+        table = reading.table()
+        remember(path, table)
+        return table
+    _tables.move_to_end(key)
     return _tables[key]
 
 

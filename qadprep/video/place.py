@@ -26,6 +26,9 @@ MAX_RESIDUAL_SHARE, MAX_RESIDUAL_FLAT = 0.6, 4.0
 # Zoomed content fits in one spot only: the share of detailed tiles that would rather move.
 MAX_OBJECTING = 0.5
 
+# Between sizes further apart only a resize is considered, and of a picture with a side below this nothing.
+MIN_SHARE, MIN_SIDE_PX = 0.5, 16
+
 Relation = Literal["equal", "centre_crop", "left_aligned", "crop", "shifted", "padded", "resized", "unknown"]
 
 
@@ -99,6 +102,9 @@ def find_place(pairs: Sequence[Pair]) -> Place:
 
     Raises ValueError for no pairs, pictures that are not uint8 (h, w), or sizes that differ within a file.
     """
+    if _far_apart(pairs):
+        # Nothing but a resize is looked for: a part of a picture that small can be anywhere, and trying takes minutes.
+        return _only_resized(pairs)
     plain = Offsets.of(pairs)
     reference_wh, other_wh = plain.reference_wh, plain.other_wh
     best = plain.best()
@@ -128,6 +134,28 @@ def find_place(pairs: Sequence[Pair]) -> Place:
     ):
         relation = "unknown"
     return Place(relation, float(best[0]), float(best[1]), *scale, round(residual, 4), round(max(margin, 0.0), 4))
+
+
+def _far_apart(pairs: Sequence[Pair]) -> bool:
+    """Whether one picture is less than half as wide or high as the other."""
+    if not pairs:
+        return False
+    (height, width), (h, w) = pairs[0][0].shape[:2], pairs[0][1].shape[:2]
+    return min(width, w) < MIN_SHARE * max(width, w) or min(height, h) < MIN_SHARE * max(height, h)
+
+
+def _only_resized(pairs: Sequence[Pair]) -> Place:
+    resized = _resized(pairs)
+    (height, width), (h, w) = pairs[0][0].shape[:2], pairs[0][1].shape[:2]
+    residual, margin = resized.cost((0, 0)), resized.margin((0, 0))
+    right = (
+        min(w, h) >= MIN_SIDE_PX
+        and residual <= max(MAX_RESIDUAL_FLAT, MAX_RESIDUAL_SHARE * resized.spread())
+        and margin >= MIN_MARGIN
+        and resized.objecting((0, 0)) <= MAX_OBJECTING
+    )
+    relation: Relation = "resized" if right else "unknown"
+    return Place(relation, 0.0, 0.0, width / w, height / h, round(residual, 4), round(max(margin, 0.0), 4))
 
 
 def place_thumbnail(

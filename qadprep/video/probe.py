@@ -1,5 +1,6 @@
 """What a video file is: size, packets counted one by one, frame rate, pixel format, and the CRF in its bitstream."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -181,6 +182,10 @@ def _count_packets(path: Path, container) -> tuple[int, bytes, int]:  # noqa: AN
             except av.error.FFmpegError:
                 rotation = 0  # the decoding pass reports the damage, with its place
     remember(path, reading.table())
+    if rotation is None and frames:
+        # So few packets that the decoder still holds their pictures back.
+        with contextlib.suppress(av.error.FFmpegError):
+            rotation = next((int(frame.rotation) % 360 for frame in reading.stream.codec_context.decode(None)), 0)
     return frames, first, rotation or 0
 
 

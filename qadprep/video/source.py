@@ -37,7 +37,8 @@ class Source:
 
     def number(self, position: int) -> int:
         """The frame number that names a frame: its position in a video, the number in a picture's file name."""
-        return self.pictures.numbers[position] if self.pictures is not None and position >= 0 else position
+        numbers = self.pictures.numbers if self.pictures is not None else ()
+        return numbers[position] if 0 <= position < len(numbers) else position
 
 
 def open_source(root: Path, path: str) -> Source:

@@ -98,6 +98,7 @@ def extract(root: Path, out: str | Path, config: ExtractConfig = CONFIG, **optio
     before = qadprep.faces.choose_detector, qadprep.faces.make_detector
     module = qadprep.extract_dataset
     kept = module.extract_one, module.set_up_worker
+    group_before = qadprep.worker.extract_group
     qadprep.faces.choose_detector = lambda name, weights=None: ("quick", "quick detector")
     qadprep.faces.make_detector = lambda name, weights=None, device="cpu", **options: QuickDetector()
     module.extract_one, module.set_up_worker = extract_one, set_up
@@ -106,6 +107,7 @@ def extract(root: Path, out: str | Path, config: ExtractConfig = CONFIG, **optio
     finally:
         qadprep.faces.choose_detector, qadprep.faces.make_detector = before
         module.extract_one, module.set_up_worker = kept
+        qadprep.worker.extract_group = group_before
 
 
 def command(root: Path, out: str | Path, **options: object) -> list[str]:

@@ -58,7 +58,7 @@ class Boxes:
         return [[Face(np.array([0, 0, 4, int(frame[0, 0, 0]) + 1]), points, 0.5)] for frame in frames_rgb]
 
 
-def make_boxes(name: str, weights: Path | None, device: str) -> Boxes:
+def make_boxes(name: str, weights: Path | None, device: str, precision: str) -> Boxes:
     return Boxes()
 
 

@@ -88,6 +88,7 @@ def check_fills_up_and_goes_on(disk: Disk, dataset: Path, workers: int, undistur
     return len(done)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_full_disk_ends_in_one_line_and_room_lets_it_go_on(
     disk: Disk, dataset: Path, workers: int, tmp_path: Path
@@ -97,6 +98,7 @@ def test_a_full_disk_ends_in_one_line_and_room_lets_it_go_on(
         assert 2 <= done <= 4  # of 85 kB each in 400
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert check_fills_up_and_goes_on(limited(tmp_path / "other"), dataset, 1, tmp_path / "whole") == 0

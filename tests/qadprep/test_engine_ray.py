@@ -93,10 +93,10 @@ def test_detectors_behind_actors(here: Cluster, monkeypatch: pytest.MonkeyPatch)
 
 def test_no_gpu_no_detectors(here: Cluster) -> None:
     if ray.cluster_resources().get("GPU"):
-        assert here.start_detectors("mtcnn", None).identity()["name"] == "mtcnn"
+        assert here.start_detectors("mtcnn", None, "fp32").identity()["name"] == "mtcnn"
     else:
         with pytest.raises(UserError, match="no node of the Ray cluster has a GPU"):
-            here.start_detectors("mtcnn", None)
+            here.start_detectors("mtcnn", None, "fp32")
 
 
 @pytest.fixture

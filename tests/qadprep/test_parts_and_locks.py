@@ -14,10 +14,10 @@ from helpers.packs import pack_hashes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qadprep import locks
+from qadprep import lease, locks, worker
 from qadprep.config import ShardConfig
 from qadprep.errors import RunEnded, UserError
-from qadprep.locks import alone, one_at_a_time, sole_user
+from qadprep.locks import alone, one_at_a_time, reader, sole_user
 from qadprep.parts import Part, finished_parts, missing_parts, not_at_its_end
 from qadprep.shard import shard
 from qadprep.store import open_folder, read_json, write_json
@@ -176,6 +176,7 @@ def test_parts_run_at_the_same_time_and_a_whole_run_waits_for_none(dataset: Path
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_parts_of_different_configs_that_start_together(dataset: Path, tmp_path: Path) -> None:
     """One settles the config, and every part of another config is refused."""
     out = tmp_path / "faces"
@@ -189,6 +190,7 @@ def test_parts_of_different_configs_that_start_together(dataset: Path, tmp_path:
     assert len(finished_parts(out)) == 2
 
 
+@pytest.mark.slow
 def test_leftovers_of_a_killed_part_go_and_those_of_a_running_one_stay(
     dataset: Path, tmp_path: Path, hold: Path
 ) -> None:
@@ -250,7 +252,8 @@ def test_parts_of_a_remote_folder(remote) -> None:
     assert not remote.is_dir()
 
 
-def test_a_lock_of_another_machine_is_stale_after_two_minutes(remote) -> None:
+def test_a_lock_of_another_machine_is_stale_after_two_minutes(remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.02)
     write_json(remote / ".lock", record(time=time.time() - 100))
     with pytest.raises(UserError, match=r"elsewhere, process 7, last sign of life 10\d s ago"), sole_user(remote):
         pass
@@ -262,17 +265,17 @@ def test_a_lock_of_another_machine_is_stale_after_two_minutes(remote) -> None:
 def test_a_lock_of_a_dead_process_of_this_machine_is_free_at_once(remote) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    write_json(remote / ".lock", record(machine=locks._machine(), pid=dead.pid))
+    write_json(remote / ".lock", record(machine=lease._machine(), pid=dead.pid))
     with sole_user(remote):
         pass
     # The same number, but a process that started at another time.
-    write_json(remote / ".lock", record(machine=locks._machine(), pid=os.getpid(), started="12"))
+    write_json(remote / ".lock", record(machine=lease._machine(), pid=os.getpid(), started="12"))
     with sole_user(remote):
         pass
 
 
 def test_the_heart_beats_and_a_lost_lock_is_noticed(remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
     with sole_user(remote) as held:
         first = read_json(remote / ".lock")["time"]
         wait_for(lambda: read_json(remote / ".lock")["time"] > first, 10)
@@ -290,13 +293,89 @@ def test_the_heart_beats_and_a_lost_lock_is_noticed(remote, monkeypatch: pytest.
     assert read_json(remote / ".lock")["host"] == "elsewhere"  # not this run's to delete
 
 
+@pytest.mark.parametrize("skew_s", [-3600, 3600])
+def test_a_live_lock_of_a_machine_with_a_wrong_clock_is_not_stale(
+    remote, skew_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(remote / ".lock", record(time=time.time() + skew_s))
+    waited = []
+
+    def beat(seconds: float) -> None:
+        waited.append(seconds)
+        write_json(remote / ".lock", record(time=time.time() + skew_s))
+
+    monkeypatch.setattr(lease.time, "sleep", beat)
+    with pytest.raises(UserError, match="elsewhere, process 7"), sole_user(remote):
+        pass
+    assert waited == [2 * lease.BEAT_S]
+
+
 def test_of_two_that_take_over_a_stale_lock_one_has_it(remote, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(remote / ".lock", record(time=0))
-    # While this run waits whether its claim stands, another writes its own.
-    monkeypatch.setattr(locks.time, "sleep", lambda seconds: write_json(remote / ".lock", record()))
+
+    def sleep(seconds: float) -> None:
+        # While this run waits whether its claim stands, another writes its own.
+        if read_json(remote / ".lock")["host"] != "elsewhere":
+            write_json(remote / ".lock", record())
+
+    monkeypatch.setattr(lease.time, "sleep", sleep)
     with pytest.raises(UserError, match="elsewhere, process 7"), sole_user(remote):
         pass
     assert read_json(remote / ".lock")["host"] == "elsewhere"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, times: int, error: Exception) -> list:
+    """Reads of lock objects fail so many times; returns the failures to come."""
+    left, read = [error] * times, lease._read_once
+
+    def read_once(path):
+        if left:
+            raise left.pop()
+        return read(path)
+
+    monkeypatch.setattr(lease, "_read_once", read_once)
+    return left
+
+
+def test_a_lock_that_cannot_be_read_for_a_moment_is_not_free(remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "READ_AGAIN_AFTER_S", (0, 0))
+    write_json(remote / ".lock", record())
+    left = failing(monkeypatch, 2, OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(UserError, match="elsewhere, process 7"), sole_user(remote):
+        pass
+    left += [OSError(errno.EIO, "Input/output error")] * 3
+    with pytest.raises(UserError, match=r"\.lock: cannot be read \(OSError: .*; if there is none, delete it"):
+        with sole_user(remote):
+            pass
+    assert left == [] and read_json(remote / ".lock")["host"] == "elsewhere"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_a_lock_without_a_record_is_not_free(remote, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "READ_AGAIN_AFTER_S", (0, 0))
+    (remote / ".lock").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"), sole_user(remote):
+        pass
+    with pytest.raises(UserError, match="cannot be read"), reader(remote):
+        pass
+
+
+def test_a_failed_read_does_not_end_a_healthy_run_and_a_deleted_lock_does(
+    remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.02)
+    with sole_user(remote) as held:
+        left = failing(monkeypatch, 3, PermissionError("slow down"))
+        wait_for(lambda: not left, 10)
+        then = time.time()
+        wait_for(lambda: read_json(remote / ".lock")["time"] > then, 10)
+        held()
+        thread = next(t for t in lease.threading.enumerate() if t.name == "qadprep-lock")
+        (remote / ".lock").unlink()
+        # A beat that was being written may bring it back once.
+        wait_for(lambda: not thread.is_alive() or (remote / ".lock").unlink(missing_ok=True), 10)
+        with pytest.raises(RunEnded, match="the lock was deleted or taken"):
+            held()
 
 
 def test_folders_without_file_locks_get_a_lock_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,8 +387,14 @@ def test_folders_without_file_locks_get_a_lock_object(tmp_path: Path, monkeypatc
         with pytest.raises(UserError, match="another run is writing there"), sole_user(tmp_path):
             pass
         assert read_json(tmp_path / ".lock")["pid"] == os.getpid()
+        with pytest.raises(UserError, match="another run is writing there"), reader(tmp_path):
+            pass
     with sole_user(tmp_path, Part(1, 2)), one_at_a_time(tmp_path):
         assert read_json(tmp_path / ".lock-part-1-of-2")["pid"] == os.getpid()
+        assert not alone(tmp_path, Part(2, 2))
+    (tmp_path / ".lock").touch()  # of a machine that has file locks there
+    with reader(tmp_path):
+        pass
 
 
 def test_a_killed_run_frees_its_local_lock(dataset: Path, tmp_path: Path, hold: Path) -> None:
@@ -327,6 +412,79 @@ def test_alone_asks_for_running_parts(tmp_path: Path) -> None:
     assert alone(tmp_path, Part(2, 2))
     with (tmp_path / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # all are free again
+
+
+def test_readers_and_writers_of_a_local_folder(tmp_path: Path) -> None:
+    with sole_user(tmp_path), one_at_a_time(tmp_path):
+        pass
+    with reader(tmp_path), reader(tmp_path):
+        for part in (None, Part(1, 2)):
+            with pytest.raises(UserError, match="another run is reading there; wait for it"), sole_user(tmp_path, part):
+                pass
+    for part in (None, Part(1, 2)):
+        with sole_user(tmp_path, part), pytest.raises(UserError, match="another run is writing there"):
+            with reader(tmp_path):
+                pass
+    with reader(tmp_path / "missing"):
+        assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_reader_needs_no_permission(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sole_user(tmp_path), one_at_a_time(tmp_path):
+        pass
+
+    def refused(path: Path, mode: str = "r") -> None:
+        assert mode == "r"
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with reader(tmp_path):
+        pass
+
+
+def test_a_remote_folder_is_read_while_nobody_writes(remote) -> None:
+    with reader(remote), reader(remote):
+        assert not (remote / ".lock").exists()
+    with sole_user(remote, Part(1, 2)), pytest.raises(UserError, match="another run is writing"), reader(remote):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("place", "why"), [("file", "File exists"), ("file/below", "Not a directory"), ("locked", "Is a directory")]
+)
+def test_an_out_that_cannot_be_written(tmp_path: Path, place: str, why: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{place}: cannot be written to \({why}\); choose another --out$") as caught:
+        with sole_user(tmp_path / place):
+            pass
+    assert "\n" not in str(caught.value)
+
+
+def test_an_out_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("mkdir", "open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, refused)
+            with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\); choose another --out$"):
+                with sole_user(tmp_path / "out"):
+                    pass
+
+
+def test_scratch_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    own = lease.process_start(os.getpid())
+    names = [f"{worker._scratch_prefix()}{start}-x" for start in (f"{os.getpid()}-{own}", f"{os.getpid()}-1")]
+    names += [f"{worker._scratch_prefix()}{dead.pid}-{own}-x", "qadprep-scratch-1-2-3-other", "qadprep-other"]
+    for name in names:
+        (tmp_path / name / "generic").mkdir(parents=True)
+    worker._remove_scratch_of_the_dead()
+    assert {folder.name for folder in tmp_path.iterdir()} == {names[0], *names[3:]}
 
 
 def test_words_about_an_extraction_that_has_no_summary(tmp_path: Path) -> None:

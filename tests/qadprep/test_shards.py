@@ -17,6 +17,7 @@ import pytest
 
 from qadprep.config import ShardConfig
 from qadprep.errors import UserError
+from qadprep.locks import reader, sole_user
 from qadprep.pack import read_pack
 from qadprep.shard import shard
 from qadprep.shardset import ShardError, ShardSet, decode_image, pixel_hash
@@ -256,6 +257,19 @@ def test_an_extraction_that_did_not_end_is_not_sharded(faces_master: Path, tmp_p
     (tmp_path / "faces" / "summary.json").unlink()
     with pytest.raises(UserError, match="did not come to its end"):
         shard(tmp_path / "faces", tmp_path / "out", ShardConfig())
+
+
+def test_packs_are_read_beside_other_readers_and_not_beside_a_writer(faces_master: Path, tmp_path: Path) -> None:
+    shutil.copytree(faces_master, tmp_path / "faces")
+    before = sorted((tmp_path / "faces").rglob("*"))
+    with reader(tmp_path / "faces"):
+        assert shard(tmp_path / "faces", tmp_path / "out", ShardConfig()).shards > 0
+    assert sorted((tmp_path / "faces").rglob("*")) == before
+    with sole_user(tmp_path / "faces"), pytest.raises(UserError, match="another run is writing there"):
+        shard(tmp_path / "faces", tmp_path / "out", ShardConfig())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: cannot be written to"):
+        shard(tmp_path / "faces", tmp_path / "file", ShardConfig())
 
 
 def test_an_index_that_is_nonsense_is_a_fault(shards: Path) -> None:

@@ -180,6 +180,7 @@ def test_parts_in_s3(dataset: Path, undisturbed: Path, url: str, tmp_path: Path)
     assert shard(url, tmp_path / "s", ShardConfig()).tuples == {"none": 24}
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_and_a_killed_one(dataset: Path, undisturbed: Path, url: str, tmp_path: Path) -> None:
     hold = tmp_path / "hold"
     hold.mkdir()
@@ -209,6 +210,7 @@ def test_two_runs_at_once_and_a_killed_one(dataset: Path, undisturbed: Path, url
     assert objects(url) == pack_hashes(undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_in_mid_run(dataset: Path, undisturbed: Path, url: str) -> None:
     kills = 0
     for wait_for in (1, 3, 5, 7):

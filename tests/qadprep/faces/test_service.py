@@ -5,13 +5,14 @@ import os
 import pickle
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Listener, Pipe
+from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import cv2
@@ -24,12 +25,12 @@ from skimage.data import astronaut
 
 from qadprep.errors import UserError
 from qadprep.faces import service as service_module
-from qadprep.faces import wire
+from qadprep.faces import service_process, wire
 from qadprep.faces.base import Face
 from qadprep.faces.mtcnn import MtcnnDetector
 from qadprep.faces.prepared import Shrink
 from qadprep.faces.service import DetectorGone, DetectorService, RemoteDetector, devices_of, service_wanted
-from qadprep.faces.service_process import Server, Statistics
+from qadprep.faces.service_process import Server, Statistics, listen
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -249,6 +250,7 @@ def test_the_server_ends_when_its_parent_is_killed():
     assert ended(server)
 
 
+@pytest.mark.slow
 def test_a_clean_end_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gc.collect()
@@ -286,6 +288,7 @@ def test_memory_stays_flat(own_service):
     assert own_service.remote.detect([astronaut()])[0] != []
 
 
+@pytest.mark.slow
 def test_wrong_settings_and_broken_weights_end_before_any_worker_starts(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"no weights")
     with pytest.raises(UserError, match="not a readable weights file"):
@@ -298,6 +301,7 @@ def test_wrong_settings_and_broken_weights_end_before_any_worker_starts(tmp_path
         DetectorService("mtcnn", device=[])
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_workers():
     """Two processes; workers go to them in turn."""
     with DetectorService("mtcnn", device=["cpu", "cpu"], long_side_px=160) as service:
@@ -344,13 +348,14 @@ class Scripted:
 def scripted(tmp_path):
     """(detector, a function that makes clients) of a server in a thread, patient and with batches of up to 4."""
     detector, (ours, theirs) = Scripted(), Pipe()
-    with Listener(str(tmp_path / "socket"), "AF_UNIX", authkey=b"key") as listener:
-        server = Server(detector, listener, theirs, "cpu", frames_most=4, patience_s=0.3)
+    address = str(tmp_path / "socket")
+    with listen(address) as listener:
+        server = Server(detector, listener, b"key", theirs, "cpu", frames_most=4, patience_s=0.3)
         thread = threading.Thread(target=server.run)
         thread.start()
         yield (
             detector,
-            lambda: RemoteDetector("scripted", {}, detector.shrink, ["cpu"], [listener.address], b"key"),
+            lambda: RemoteDetector("scripted", {}, detector.shrink, ["cpu"], [address], b"key"),
         )
         detector.hold.set()
         ours.close()
@@ -494,6 +499,48 @@ def test_packed_and_unpacked_are_inverse(frames):
     again = wire.unpacked(*pickle.loads(pickle.dumps(wire.packed(faces))))
     assert all_numbers(again) == all_numbers(faces)
     assert all(face.box_xyxy.dtype == np.float32 for of_frame in again for face in of_frame)
+
+
+def test_a_silent_stranger_holds_nobody_up_for_long(scripted, monkeypatch):
+    monkeypatch.setattr(service_process, "HANDSHAKE_WITHIN_S", 1)
+    _, make = scripted
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(make()._addresses[0])
+        begun = time.monotonic()
+        assert scores(make(), 3) == [3]
+        assert 0.5 < time.monotonic() - begun < 10
+        stranger.settimeout(10)
+        while stranger.recv(1000):  # the challenge, then the end
+            pass
+
+
+def test_processes_of_other_users_are_sent_away_at_once(scripted, monkeypatch):
+    _, make = scripted
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.settimeout(10)
+            stranger.connect(make()._addresses[0])
+            assert stranger.recv(1000) == b""
+        with pytest.raises(DetectorGone):
+            make().detect(filled(1))
+    assert scores(make(), 3) == [3]
+
+
+def test_a_server_that_says_nothing_is_gone(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(service_process, "_CONNECT_WITHIN_S", 1)
+    with listen(str(tmp_path / "silent")):
+        client = RemoteDetector("scripted", {}, Shrink(100), ["cpu"], [str(tmp_path / "silent")], b"key")
+        with pytest.raises(DetectorGone, match="no connection within 1 s"):
+            client.detect(filled(1))
+    # One that lets clients in and does not tell them where to go.
+    monkeypatch.setattr(service_module, "_ANSWER_WITHIN_S", 0.2)
+    monkeypatch.setattr(Server, "_read", lambda self, client: client.recv() and None)
+    _, make = scripted
+    client = make()
+    client._addresses *= 2
+    with pytest.raises(DetectorGone, match=r"no answer within 0\.2 s"):
+        client.detect(filled(1))
 
 
 def test_use_of_a_process_that_never_ran_is_zero():
