@@ -10,6 +10,7 @@ import pytest
 from helpers.summaries import DETAIL, eventful, written
 
 from qadprep.config import write_json
+from qadprep.errors import UserError
 from qadprep.report import Section, write_report
 from qadprep.report_extraction import MAX_ROWS, extraction_sections
 from qadprep.shardset import ShardSet
@@ -120,9 +121,14 @@ def test_the_chapter_of_a_run_that_found_everything_done(shards_master: Path, tm
     assert "<svg" not in page
 
 
-def test_without_a_summary_there_is_no_chapter(shards_master: Path, tmp_path: Path) -> None:
-    write_report(shards_master, tmp_path / "out", faces=tmp_path)
+def test_without_faces_there_is_no_chapter_and_a_wrong_folder_is_named(shards_master: Path, tmp_path: Path) -> None:
+    write_report(shards_master, tmp_path / "out")
     assert "Extraction" not in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(UserError, match=r"no readable summary.json; is it what `extract` wrote"):
+        write_report(shards_master, tmp_path / "out", faces=tmp_path)
+    (tmp_path / REPORT_NAME).write_text('{"groups": 1}')
+    with pytest.raises(UserError, match="of another version"):
+        write_report(shards_master, tmp_path / "out", faces=tmp_path)
 
 
 def test_long_lists_are_cut_and_said_to_be(tmp_path: Path) -> None:

@@ -393,6 +393,8 @@ def test_a_batch_is_bounded_and_everyone_s_turn_comes(scripted):
     detector, make = scripted
     clients = connected(make, 6)
     detector.batches.clear()
+    detector.hold.clear()
+    threading.Timer(1, detector.hold.set).start()  # all ask by then, however late their threads start
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda i: [scores(clients[i], i + 1, i + 1) for _ in range(3)], range(6)))
     assert max(map(len, detector.batches)) == 4
