@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Pipe
 from pathlib import Path
 
@@ -253,6 +254,7 @@ def test_the_server_ends_when_its_parent_is_killed():
 @pytest.mark.slow
 def test_a_clean_end_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    resource_tracker.ensure_running()  # the first process that is spawned starts it, and it stays
     gc.collect()
     before = len(list(Path("/proc/self/fd").iterdir()))
     service = DetectorService("mtcnn", long_side_px=160)
