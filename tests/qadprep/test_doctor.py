@@ -131,7 +131,7 @@ def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "_version", versions.get)
     result = check_packages()
     assert result.state == "fail" and "av 13.1.0" in result.found and "torch missing" in result.found
-    assert result.mend == "pip install 'av>=14' 'torch>=2.4'"
+    assert result.mend == "pip install 'av>=18' 'torch>=2.4'"
 
 
 def test_version_numbers() -> None:
@@ -219,7 +219,7 @@ def test_a_decoder_that_gives_other_colours(monkeypatch: pytest.MonkeyPatch) -> 
     assert video.check_decoding().state == "ok"
     monkeypatch.setattr(video, "_SAMPLE_RGB", (32, 192, 64))
     result = video.check_decoding()
-    assert result.state == "fail" and result.mend == "pip install --force-reinstall 'av>=14'"
+    assert result.state == "fail" and result.mend == "pip install --force-reinstall 'av>=18'"
     monkeypatch.setattr(video, "_SAMPLE_444", "AAAAAQ==")
     assert video.check_decoding().state == "fail"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from helpers import quick, ray_tasks
 from helpers.packs import pack_hashes
 
@@ -15,7 +16,8 @@ from qadprep.engine_ray import Cluster, cluster, start_detectors
 from qadprep.errors import RunEnded, UserError
 from qadprep.extract_dataset import extract
 
-ray = pytest.importorskip("ray")
+# Starting clusters takes a minute in all.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
