@@ -18,6 +18,10 @@ MIN_MARGIN = 0.05
 # CRF 40 keeps showing parts of earlier frames, which looks like a lag of two or three frames at half of the instants.
 CLEAR_MARGIN, MIN_AGREEING = 0.1, 2 / 3
 FEW_INSTANTS = 9
+# With fewer instants than this, a change of offset is only doubt where the winner's cost is so many times the scene's
+# motion: in 28 frames of a still face, CRF 40 seems to change as soon as the codec refreshes something (cost 4, motion
+# 1; a dropped frame of a moving head: 8 and 12).
+MANY_INSTANTS, NOISE_OVER_MOTION = 16, 2.0
 # Root mean squared difference (grey levels) to the nearest other frame below which a scene cannot tell offsets apart.
 MIN_MOTION = 0.1
 # Two different scenes differ by 30 to 60 grey levels, or in dark ones by their own spread; CRF 40 or a swapped face by
@@ -182,6 +186,7 @@ def _judge(reference: Thumbnails, other: Thumbnails, masks: Thumbnails | None) -
     spread = float(np.mean([np.abs(reference[i] - float(reference[i].mean())).mean() for i in instants.frames]))
     share, far = anchored(reference, other, instants.frames, offset, masks)
     moves = far >= MIN_FAR_MOTION and (far >= FAR_OVER_NEAR * motion or motion >= CLEAR_MOTION)
+    noisy = len(wins) < MANY_INSTANTS and np.sqrt(total[winner]) > NOISE_OVER_MOTION * motion
     verdict: Verdict
     detail = ""
     if residual > MAX_RESIDUAL or np.sqrt(total[winner]) > max(MAX_COST_FLAT, MAX_COST_SHARE * spread):
@@ -190,7 +195,7 @@ def _judge(reference: Thumbnails, other: Thumbnails, masks: Thumbnails | None) -
         verdict, detail = "refused", "shows other instants of the scene"
     elif motion < MIN_MOTION:
         verdict = "static"
-    elif (stretch := instants.stretch(winner)) and _sure(stretch):
+    elif (stretch := instants.stretch(winner)) and _sure(stretch) and not noisy:
         verdict, detail = "refused", _change(stretch, offset, instants)
     elif margin < MIN_MARGIN or (stretch and _doubtful(stretch, len(instants.frames))):
         if moves and share < MIN_ANCHORED_STATIC:
