@@ -22,7 +22,7 @@ from qadprep.protocols import Protocol, select
 from qadprep.results import GroupResult
 from qadprep.resume import all_finished, join_parts, part_report
 from qadprep.store import create, dump_json, is_local, open_folder, read_json, remove, write_json
-from qadprep.summary import REPORT_NAME, ExtractSummary
+from qadprep.summary import REPORT_NAME, ExtractSummary, of_last_work
 from qadprep.ustar import remove_leftovers
 from qadprep.video.encode import crf_of
 from qadprep.worker import extract_one, set_up_worker
@@ -92,6 +92,9 @@ def extract(
             "--overwrite with --part: the parts would delete each other's packs; empty the folder before the first "
             "part starts, or choose another --out"
         )
+    folder = open_folder(out)
+    if str(folder).startswith("memory:"):
+        raise UserError(f"--out {out}: lies in the memory of one process, and workers are others; name a lasting place")
     root, clips = find_clips(root, config, manifest, protocol, drop_leaks, say)
     check_qualities(clips, config, root)
     name, sentence = choose_detector(detector, weights)
@@ -107,11 +110,11 @@ def extract(
     config = config.model_copy(update={"detector": identity})
     all_groups = group_clips(clips)
     groups = part.take(all_groups) if part else all_groups
-    folder = open_folder(out)
     summary = ExtractSummary(detector=sentence, engine=engine, part=str(part or ""))
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(sole_user(folder, part))
         try:
+            earlier = read_json(folder / REPORT_NAME)
             todo = _begin(folder, groups, root, config, part, overwrite, retry_failed, summary)
             meta = {"tool": f"qadprep {qadprep.__version__}", "ffmpeg": ffmpeg_version()}
             setup = Setup(root, folder, config, name, weights, device, meta, precision=precision)
@@ -122,7 +125,7 @@ def extract(
             summary.crashed.sort()
             summary.seconds = time.monotonic() - start
             if part is None:
-                write_json(folder / REPORT_NAME, summary.as_dict())
+                write_json(folder / REPORT_NAME, of_last_work(summary.as_dict(), earlier))
             else:
                 _end_part(folder, part, summary, all_groups, root, config, say)
         except OSError as error:

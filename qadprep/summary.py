@@ -1,5 +1,6 @@
 """What a run of `extract` left: `summary.json`, `--json`, and what the tables and the report are made from."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "summary.json"
 _SPLITS = ("train", "val", "test")
+# How a run went, not what it left.
+_OF_THE_RUN = (
+    "groups_skipped",
+    "stage_seconds",
+    "seconds",
+    "speed",
+    "detector_services",
+    "peak_rss_mib",
+    "workers",
+    "engine",
+    "detector",
+)
 
 
 @dataclass
@@ -143,6 +156,22 @@ class ExtractSummary:
         return {"frames_decoded": decoded, "crops_written": crops} | {
             name: round(number / self.seconds, 2) if self.seconds else 0.0 for name, number in rates.items()
         }
+
+
+def of_last_work(now: dict[str, Any], earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """What to keep as summary.json: a run that found every group done does not replace the figures of the one that
+    did the work.
+
+    Args:
+        now: summary of this run, as `ExtractSummary.as_dict` makes it.
+        earlier: the summary.json that was there before it, if any.
+    """
+    idle = now["groups_skipped"] == now["groups"] and not now["groups_crashed"]
+    # As they read after a trip through JSON.
+    left = {name: value for name, value in json.loads(json.dumps(now)).items() if name not in _OF_THE_RUN}
+    if earlier is None or not idle or any(earlier.get(name) != value for name, value in left.items()):
+        return now
+    return now | {name: earlier[name] for name in _OF_THE_RUN if name in earlier}
 
 
 def add_up(parts: Any) -> dict[str, Any]:

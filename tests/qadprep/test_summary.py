@@ -16,7 +16,7 @@ from qadprep import extract_tables
 from qadprep.faces.service_process import Statistics
 from qadprep.pack import read_pack
 from qadprep.results import RowFacts, SyncTally, facts_of, facts_of_rows, summarise
-from qadprep.summary import ExtractSummary, add_up
+from qadprep.summary import ExtractSummary, add_up, of_last_work
 
 
 @pytest.fixture
@@ -222,3 +222,23 @@ def test_add_up(parts: list[dict[str, int]]) -> None:
 def test_reading_a_pack_keeps_the_counts(tmp_path: Path) -> None:
     written(tmp_path, "071", *eventful(), decoded_frames=7)
     assert read_pack(tmp_path / "ffpp" / "071.parquet").meta["counts"] == {"decoded_frames": 7}
+
+
+def test_a_run_without_work_keeps_the_figures_of_the_one_that_had_it(tmp_path: Path) -> None:
+    summary = summary_of(tmp_path)
+    summary.crashed = []
+    worked = json.loads(json.dumps(summary.as_dict()))
+    for result in summary.results:
+        result.skipped, result.seconds, result.peak_rss_mib = True, {}, 0.0
+    summary.seconds, summary.workers, summary.detectors = 0.5, 1, []
+    idle = summary.as_dict()
+    assert idle["stage_seconds"] != worked["stage_seconds"]
+    assert of_last_work(idle, worked) == worked
+    # Nothing to keep, or a summary of other packs.
+    assert of_last_work(idle, None) is idle
+    assert of_last_work(idle, worked | {"tuples": 9}) is idle
+    # A group that was done, or failed, is work.
+    summary.results[0].skipped = False
+    assert of_last_work(summary.as_dict(), worked)["seconds"] == 0.5
+    summary.results[0].skipped, summary.crashed = True, [("974", "its worker process died")]
+    assert of_last_work(summary.as_dict(), worked | {"groups_crashed": 1})["seconds"] == 0.5
