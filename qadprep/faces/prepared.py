@@ -52,7 +52,8 @@ class Shrink:
             if min(small_wh) < 1:
                 return Prepared((width, height), frame_rgb[:0])
             small = frame_rgb if small_wh == (width, height) else cv2.resize(frame_rgb, small_wh)
-            return Prepared((width, height), np.ascontiguousarray(small))
+            full = frame_rgb if self.keep_full and scale < 1 else None
+            return Prepared((width, height), np.ascontiguousarray(small), full)
         if scale >= 1:
             return Prepared((width, height), np.ascontiguousarray(frame_rgb))
         small_wh = (max(1, small_wh[0]), max(1, small_wh[1]))

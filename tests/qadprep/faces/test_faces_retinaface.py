@@ -20,6 +20,8 @@ import torch
 from skimage.data import astronaut, coffee
 
 from qadprep.errors import UserError
+from qadprep.faces.base import Face
+from qadprep.faces.closeup import SIDE_PX, closeups
 from qadprep.faces.retinaface import RetinaFaceDetector, anchors_for, build_network, load_weights
 
 LONG_SIDE_PX = 192
@@ -122,7 +124,7 @@ def weights_pth(state_dict, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detector(weights_pth):
-    return RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX)
+    return RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, refine=False)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def assert_equal_faces(faces, annotations, tolerance_px):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_the_package_s_own_path(expected, weights_pth, batch):
     """Several sizes in one call, alone or in batches, to 1e-3 px."""
-    detector = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, batch=batch)
+    detector = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, refine=False, batch=batch)
     found = detector.detect(pictures())
     counts = [len(faces) for faces in found]
     assert sum(counts) >= 40 and max(counts) < 200, counts
@@ -175,7 +177,7 @@ def test_equals_the_package_s_own_path(expected, weights_pth, batch):
 
 
 def test_equals_the_package_at_another_threshold(package, weights_pth):
-    detector = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, score_least=0.6, nms_iou=0.2)
+    detector = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, refine=False, score_least=0.6, nms_iou=0.2)
     (faces,) = detector.detect([astronaut()])
     expected = package.predict_jsons(astronaut(), confidence_threshold=0.6, nms_threshold=0.2)
     assert len(faces) > 10
@@ -200,6 +202,76 @@ def test_boxes_beyond_the_frame_are_treated_as_the_package_does(package, detecto
     assert_equal_faces(faces, expected, 1e-3)
 
 
+class Bright(torch.nn.Module):
+    """A network whose one face is the bright rectangle of the picture: as precise as the pixels it is given."""
+
+    def forward(self, inputs):
+        boxes, logits, landmarks = [], [], []
+        for picture in inputs:
+            height, width = picture.shape[1:]
+            anchors = anchors_for(height, width)
+            # How much of each row and column is bright tells the edges to a part of a pixel.
+            share = ((picture.mean(dim=0) - picture.mean(dim=0).min()) / 4.0).clamp(0, 1)
+            rows, columns = share.amax(dim=1), share.amax(dim=0)
+            top, left = int((rows > 0.05).nonzero()[0]), int((columns > 0.05).nonzero()[0])
+            bottom, right = int((rows > 0.05).nonzero()[-1]) + 1, int((columns > 0.05).nonzero()[-1]) + 1
+            box = torch.tensor([left / width, top / height, right / width, bottom / height])
+            centre, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+            best = int(((anchors[:, :2] - centre).abs().sum(dim=1) + (anchors[:, 2:] - size).abs().sum(dim=1)).argmin())
+            anchor = anchors[best]
+            offsets = torch.zeros(len(anchors), 4)
+            offsets[best] = torch.cat([(centre - anchor[:2]) / (0.1 * anchor[2:]), torch.log(size / anchor[2:]) / 0.2])
+            points = torch.stack([box[:2], box[[2, 1]], centre, box[[0, 3]], box[2:]])
+            marks = torch.zeros(len(anchors), 10)
+            marks[best] = ((points - anchor[:2]) / (0.1 * anchor[2:])).reshape(10)
+            scores = torch.full((len(anchors), 2), 0.0)
+            scores[:, 0], scores[best] = 9.0, torch.tensor([0.0, 9.0])
+            boxes.append(offsets), logits.append(scores), landmarks.append(marks)
+        return torch.stack(boxes), torch.stack(logits), torch.stack(landmarks)
+
+
+@pytest.mark.parametrize("corner_xy", [(1003, 401), (3, 5), (3710, 1990)])
+def test_the_second_look_is_as_fine_as_the_full_frame(weights_pth, monkeypatch, corner_xy):
+    """A rectangle in a 4K frame: the first look sees a sixth of the pixels, the second nearly all of them."""
+    frame = np.zeros((2160, 3840, 3), np.uint8)
+    left, top = corner_xy
+    expected = np.array([left, top, left + 121, top + 161], float)
+    frame[top : top + 161, left : left + 121] = 250
+    found = {}
+    for refine in (False, True):
+        detector = RetinaFaceDetector(weights_pth, refine=refine)
+        monkeypatch.setattr(detector, "_network", Bright())
+        (faces,) = detector.detect([frame])
+        assert len(faces) == 1
+        found[refine] = faces[0]
+    off = {refine: np.abs(face.box_xyxy - expected).max() for refine, face in found.items()}
+    assert off[True] <= 1.3 < off[False], off
+    x0, y0, x1, y1 = expected
+    corners = [(x0, y0), (x1, y0), ((x0 + x1) / 2, (y0 + y1) / 2), (x0, y1), (x1, y1)]
+    np.testing.assert_allclose(found[True].landmarks_xy, corners, atol=1.3)
+    assert found[True].score == found[False].score > 0.99
+
+
+def test_what_the_second_look_leaves_alone(detector):
+    frame = np.zeros((1080, 1920, 3), np.uint8)
+    points = np.zeros((5, 2))
+
+    def face(side, left=900.0):
+        return Face(np.array([left, 300, left + side, 300 + side]), points, 0.9)
+
+    # Of a face that fills the closeup with fewer pixels than the first look had, nothing more is to be seen.
+    assert list(closeups(frame, [face(380), face(390)], 1 / 3)) == [0]
+    # The largest of a crowd.
+    crowd = [face(40 + number) for number in range(20)]
+    assert sorted(closeups(frame, crowd, 1 / 3)) == list(range(12, 20))
+    # Beyond the frame, or another face than expected: the first look's stays.
+    assert closeups(frame, [face(50, left=5000.0)], 1 / 3) == {}
+    one = closeups(frame, [face(100)], 1 / 3)[0]
+    assert one.rgb.shape == (SIDE_PX, SIDE_PX, 3) and one.scale == SIDE_PX / 200
+    assert one.refined([]) is one.face
+    assert one.refined([Face(np.array([0, 0, 50, 50]), points, 0.99)]) is one.face
+
+
 def test_a_frame_s_faces_do_not_depend_on_the_others_in_the_call(detector):
     frames = pictures()
 
@@ -213,7 +285,7 @@ def test_a_frame_s_faces_do_not_depend_on_the_others_in_the_call(detector):
 
 def test_batches_of_a_fixed_size_are_bit_identical_for_any_composition(weights_pth):
     """As on CUDA: the last batch is filled up, so a frame's place and neighbours do not matter."""
-    detector = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, batch=3)
+    detector = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, refine=False, batch=3)
     frames = [np.roll(astronaut(), 40 * shift, axis=1) for shift in range(5)]
 
     def numbers(faces):
@@ -232,7 +304,7 @@ def test_half_precision(weights_pth, detector, monkeypatch):
     with pytest.raises(UserError, match="unknown precision 'half'"):
         RetinaFaceDetector(weights_pth, precision="half")
     (expected,) = detector.detect([astronaut()])
-    half = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX)
+    half = RetinaFaceDetector(weights_pth, long_side_px=LONG_SIDE_PX, refine=False)
     monkeypatch.setattr(half._passes, "_half", torch.float16)
     half._precision = "fp16"
     assert half.identity() == {**detector.identity(), "precision": "fp16"}
