@@ -5,7 +5,6 @@ it, and then reported.
 """
 
 import contextlib
-import functools
 import itertools
 import logging
 import os
@@ -16,29 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from qadprep.engine import run_ending
 from qadprep.errors import UserError
-from qadprep.faces import Detector, Face, make_detector
 from qadprep.machine import WORKER_BYTES
-
-try:
-    # Before ray is loaded: it reads them once.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-except ImportError as error:
-    raise UserError(f"--engine ray needs the package ray ({error}); pip install 'qadprep[ray]'") from error
+from qadprep.ray_detectors import RayDetector, start_detectors
+from qadprep.ray_package import ray
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a cluster that this engine starts itself: only groups, results and frames for detectors pass through it."""
 MAX_SETUP_FAULTS = 3
 CONNECT_WITHIN_S = 10
-
-# Loading takes seconds, a GPU that somebody else holds may take for ever.
-DETECTOR_WAIT_S = 180.0
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
 
@@ -83,7 +69,13 @@ def _check_address(address: str | None) -> None:
 
 
 class Cluster:
-    """A joined Ray cluster as an engine."""
+    """A joined Ray cluster as an engine.
+
+    Attributes:
+        worker_bytes: memory that Ray sets apart for each task.
+    """
+
+    worker_bytes: int = WORKER_BYTES
 
     def fit_workers(self, tasks: int, wanted: int = 0) -> int:
         """Tasks to run at once: `wanted`, or for 0 one per core of the cluster; never more than tasks."""
@@ -126,7 +118,7 @@ class Cluster:
             UserError: workers could not be set up (a path that a node does not see, no weights there).
             RunEnded: a task found the disk full, or lost its store.
         """
-        run = _Run(function, initializer, initargs, self.threads(workers))
+        run = _Run(function, initializer, initargs, self.threads(workers), self.worker_bytes)
         crashed = run.all(tasks, workers, on_result, on_crash, retries=1)
         for task in crashed:
             for _ in run.all([task], 1, on_result, on_crash, retries=0):
@@ -143,12 +135,13 @@ class _Run:
         initializer: Callable[..., None] | None,
         initargs: tuple[Any, ...],
         threads: int,
+        worker_bytes: int,
     ) -> None:
         # Stored once in the cluster, not sent with each task.
         self._setup = ray.put((initializer, initargs))
         self._function, self._token = function, secrets.token_hex(8)
-        room = min((node.get("memory", WORKER_BYTES) for node in _nodes()), default=WORKER_BYTES)
-        self._needs = {"num_cpus": threads, "memory": int(min(WORKER_BYTES, room))}
+        room = min((node.get("memory", worker_bytes) for node in _nodes()), default=worker_bytes)
+        self._needs = {"num_cpus": threads, "memory": int(min(worker_bytes, room))}
         self._setup_faults = 0
 
     def all(
@@ -214,70 +207,6 @@ def _work(setup: tuple[Callable[..., None] | None, tuple[Any, ...]], run: str, f
             return "setup", f"{type(error).__name__}: {error} (on {os.uname().nodename})"
         _ready_for[:] = [run]
     return "result", function(task)
-
-
-class _DetectorActor:
-    """A detector in its own process."""
-
-    def __init__(self, make: Callable[..., Detector], name: str, weights: Path | None, device: str) -> None:
-        self._detector = make(name, weights, device)
-
-    def about(self) -> tuple[str, dict[str, Any]]:
-        return self._detector.name, self._detector.identity()
-
-    def detect(self, frames_rgb: list[np.ndarray]) -> list[list[Face]]:
-        return self._detector.detect(frames_rgb)
-
-
-def start_detectors(
-    count: int, gpus: float, name: str, weights: Path | None, device: str, precision: str = "fp32"
-) -> "RayDetector":
-    """Start detector actors and wait until they are loaded.
-
-    Args:
-        count: actors.
-        gpus: GPUs that Ray sets apart for each.
-    """
-    actor = ray.remote(num_gpus=gpus, num_cpus=0, max_restarts=3, max_task_retries=3)(_DetectorActor)
-    make = functools.partial(make_detector, precision=precision)
-    actors = [actor.remote(make, name, weights, device) for _ in range(count)]
-    try:
-        asked = {one.about.remote(): one for one in actors}
-        ready, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=DETECTOR_WAIT_S)
-        for late in waiting:
-            ray.kill(asked[late])
-        if not ready:
-            raise UserError(
-                f"no detector could start on the Ray cluster in {DETECTOR_WAIT_S:.0f} s: are its GPUs taken?"
-            )
-        actors, about = [asked[one] for one in ready], ray.get(ready)
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise UserError(f"the detector cannot start on the Ray cluster: {cause}") from error
-    return RayDetector(actors, *about[0])
-
-
-class RayDetector(Detector):
-    """A detector behind actors, to which frames go by turns; can be sent to tasks."""
-
-    def __init__(self, actors: list[Any], name: str, identity: dict[str, Any]) -> None:
-        self._actors, self.name, self._identity = actors, name, identity
-        # Every process begins elsewhere, or all would queue at the first.
-        self._turn: Iterator[int] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_turn": None}
-
-    def identity(self) -> dict[str, str | float | int]:
-        """As of the detector itself."""
-        return dict(self._identity)
-
-    def detect(self, frames_rgb: Sequence[np.ndarray]) -> list[list[Face]]:
-        """As of the detector itself."""
-        if self._turn is None:
-            self._turn = itertools.count(os.getpid())
-        actor = self._actors[next(self._turn) % len(self._actors)]
-        return ray.get(actor.detect.remote(list(frames_rgb)))
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ from qadprep.config import ExtractConfig
 from qadprep.errors import RunEnded, UserError
 from qadprep.faces import Detector
 from qadprep.faces.service import DetectorGone, DetectorService, devices_of, service_wanted
-from qadprep.machine import available_cores, fit_workers
+from qadprep.machine import WORKER_BYTES, available_cores, fit_workers
 from qadprep.store import is_local
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from qadprep.store import Folder
 
 ENGINES = ("local", "ray")
+# A worker keeps a group's crops until it writes the pack. Of the usual group, an original and five manipulations, this
+# much of them is part of WORKER_BYTES.
+_CLIPS_OF_A_GROUP, _CROPS_INCLUDED_BYTES = 6, 256 * 2**20
 
 
 class Setup(NamedTuple):
@@ -50,6 +53,12 @@ class Engine:
     statistics: "Callable[[], list[Statistics]]" = list
 
 
+def worker_bytes(config: ExtractConfig) -> int:
+    """Memory that a worker may need; more with large crops or many frames."""
+    crops = _CLIPS_OF_A_GROUP * config.frames * len(config.qualities) * config.size_px**2 * 3
+    return WORKER_BYTES + max(0, crops - _CROPS_INCLUDED_BYTES)
+
+
 def check_engine(engine: str, address: str | None) -> None:
     """Raise UserError for an unknown engine, or an address that goes with another one."""
     if engine not in ENGINES:
@@ -76,6 +85,7 @@ def start_engine(
         from qadprep.engine_ray import cluster
 
         with cluster(address) as nodes:
+            nodes.worker_bytes = worker_bytes(setup.config)
             workers = nodes.fit_workers(tasks, workers)
             remote = None
             on_gpu = setup.device.startswith("cuda") or (setup.device == "auto" and nodes.gpus())
@@ -93,9 +103,10 @@ def start_engine(
                     threads=nodes.threads(workers),
                     remote_detector=remote,
                 ),
+                remote.statistics if remote else list,
             )
         return
-    workers = fit_workers(tasks, workers)
+    workers = fit_workers(tasks, workers, worker_bytes(setup.config))
     engine = Engine(run_local, workers, setup._replace(threads=max(1, available_cores() // workers)))
     if not (tasks and service_wanted(setup.device, workers)):
         yield engine

@@ -9,6 +9,7 @@ from typing import Any
 from qadprep.catalog.base import Clip, group_clips
 from qadprep.catalog.manifest import quality_rank
 from qadprep.config import ExtractConfig
+from qadprep.engines import worker_bytes
 from qadprep.errors import UserError
 from qadprep.group_files import size_of
 from qadprep.machine import fit_workers
@@ -126,7 +127,7 @@ def forecast(
         if not clips:
             raise UserError(f"--part {part}: no group is left for it")
     groups = len(group_clips(clips))
-    workers = fit_workers(groups, workers)
+    workers = fit_workers(groups, workers, worker_bytes(config))
     trial, remark = None, "no sample was asked for (--measure 0)"
     if count:
         trial, remark = measure(

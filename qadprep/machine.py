@@ -40,16 +40,17 @@ def available_bytes() -> int | None:
     return min(found) if found else None
 
 
-def fit_workers(tasks: int, wanted: int = 0) -> int:
+def fit_workers(tasks: int, wanted: int = 0, each_bytes: int = WORKER_BYTES) -> int:
     """How many worker processes to start: `wanted`, or for 0 one per core, but no more than memory has room for.
 
     Args:
         tasks: number of tasks; there are never more workers than tasks, and never fewer than one.
+        each_bytes: memory that one of them may need.
     """
     if wanted:
         return max(1, min(wanted, tasks))
     memory = available_bytes()
-    room = available_cores() if memory is None else min(available_cores(), memory // WORKER_BYTES)
+    room = available_cores() if memory is None else min(available_cores(), memory // each_bytes)
     return max(1, min(room, tasks))
 
 

@@ -17,7 +17,7 @@ import qadprep.worker
 from qadprep.catalog.base import Group
 from qadprep.config import ExtractConfig
 from qadprep.errors import RunEnded, UserError
-from qadprep.extract import describe
+from qadprep.group_facts import describe
 from qadprep.pack import FileRecord, Row, write_pack
 from qadprep.parts import Part
 from qadprep.results import GroupResult, facts_of_rows, summarise

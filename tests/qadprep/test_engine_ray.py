@@ -86,11 +86,14 @@ def test_a_cluster_that_was_joined_before_stays(here: Cluster) -> None:
 
 
 def test_detectors_behind_actors(here: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qadprep.engine_ray.make_detector", ray_tasks.make_boxes)
+    monkeypatch.setattr("qadprep.ray_detectors.make_detector", ray_tasks.make_boxes)
     detector = start_detectors(2, 0, "boxes", None, "cpu")
     assert (detector.name, detector.identity()) == ("boxes", {"name": "boxes", "version": 3})
     results, crashes = run(here, [10, 20, 30], ray_tasks.heights, initializer=ray_tasks.take, initargs=(detector,))
     assert results == {10: [11, 12, 13], 20: [21, 22, 23], 30: [31, 32, 33]} and not crashes
+    done = detector.statistics()
+    assert len(done) == 2 and sum(entry.frames for entry in done) == 9 and sum(entry.requests for entry in done) == 3
+    assert all(entry.device.startswith("cpu of ") and 0 <= entry.use <= 1 for entry in done)
 
 
 def test_no_gpu_no_detectors(here: Cluster) -> None:
@@ -115,7 +118,8 @@ def test_an_address_where_nothing_is() -> None:
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "qadprep.engine_ray")
+    for name in ("engine_ray", "ray_detectors", "ray_package"):
+        monkeypatch.delitem(sys.modules, f"qadprep.{name}")
     with pytest.raises(UserError, match=r"pip install 'qadprep\[ray\]'"):
         import qadprep.engine_ray  # noqa: F401
 

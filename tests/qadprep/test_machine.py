@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from qadprep import machine
+from qadprep.config import ExtractConfig
+from qadprep.engines import worker_bytes
 from qadprep.machine import WORKER_BYTES, available_bytes, available_cores, fit_workers
 
 
@@ -46,6 +48,15 @@ def test_the_older_kind_of_control_groups(system: dict[str, str]) -> None:
 
 def test_a_wish_is_a_wish_but_no_more_workers_than_tasks(system: dict[str, str]) -> None:
     assert (fit_workers(100, 40), fit_workers(3, 40), fit_workers(3), fit_workers(0)) == (40, 3, 3, 1)
+
+
+def test_large_crops_need_more_memory(system: dict[str, str]) -> None:
+    config = ExtractConfig(dataset="ffpp", frames=64, size_px=128)
+    assert worker_bytes(config) == WORKER_BYTES
+    large = config.model_copy(update={"size_px": 1024})
+    # 6 clips, 64 frames, 3 qualities of 3 MiB each, of which 256 MiB are in WORKER_BYTES.
+    assert worker_bytes(large) == WORKER_BYTES + (6 * 64 * 3 * 3 - 256) * 2**20
+    assert fit_workers(100, 0, worker_bytes(large)) == 2**34 // worker_bytes(large) == 3
 
 
 def test_a_system_that_says_nothing(system: dict[str, str]) -> None:

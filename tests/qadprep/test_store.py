@@ -70,6 +70,11 @@ def test_what_a_place_names(tmp_path: Path) -> None:
         open_folder("nothing://a")
 
 
+def test_packs_in_the_memory_of_one_process_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--out memory://faces: lies in the memory of one process"):
+        quick.extract(tmp_path, "memory://faces")
+
+
 @pytest.mark.parametrize(("url", "package"), [("s3://b", r"'qadprep\[s3\]'"), ("gs://b", r"'fsspec\[gs\]'")])
 def test_a_missing_package_is_named(url: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_there(self: object) -> None:

@@ -25,13 +25,14 @@ from hypothesis import strategies as st
 from skimage.data import astronaut
 
 from qadprep.errors import UserError
+from qadprep.faces import handshake, wire
 from qadprep.faces import service as service_module
-from qadprep.faces import service_process, wire
 from qadprep.faces.base import Face
+from qadprep.faces.handshake import listen
 from qadprep.faces.mtcnn import MtcnnDetector
 from qadprep.faces.prepared import Shrink
 from qadprep.faces.service import DetectorGone, DetectorService, RemoteDetector, devices_of, service_wanted
-from qadprep.faces.service_process import Server, Statistics, listen
+from qadprep.faces.service_process import Server, Statistics
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -506,7 +507,7 @@ def test_packed_and_unpacked_are_inverse(frames):
 
 
 def test_a_silent_stranger_holds_nobody_up_for_long(scripted, monkeypatch):
-    monkeypatch.setattr(service_process, "HANDSHAKE_WITHIN_S", 1)
+    monkeypatch.setattr(handshake, "HANDSHAKE_WITHIN_S", 1)
     _, make = scripted
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect(make()._addresses[0])
@@ -532,7 +533,7 @@ def test_processes_of_other_users_are_sent_away_at_once(scripted, monkeypatch):
 
 
 def test_a_server_that_says_nothing_is_gone(scripted, tmp_path, monkeypatch):
-    monkeypatch.setattr(service_process, "_CONNECT_WITHIN_S", 1)
+    monkeypatch.setattr(handshake, "_CONNECT_WITHIN_S", 1)
     with listen(str(tmp_path / "silent")):
         client = RemoteDetector("scripted", {}, Shrink(100), ["cpu"], [str(tmp_path / "silent")], b"key")
         with pytest.raises(DetectorGone, match="no connection within 1 s"):
