@@ -14,7 +14,7 @@ facenet     the same, but the naive way uses facenet-pytorch's own MTCNN class, 
 retinaface  the same with RetinaFace's network. Its weights are not part of this repository, and time does not depend
             on them: random weights run, and the face is the one that MTCNN found when the footage was made.
 memory      peak of a worker at 1080p, and how it grows from the 5th to the 50th of many groups.
-scaling     two workers against one.
+scaling     two workers on two cores against one on one.
 ray         two Ray nodes of one CPU each on this machine, against two local workers.
 stages      where our side's time goes.
 
@@ -29,13 +29,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from bench_data import QUALITIES, Footage, link_groups, make_group, number_of, sizes_mb
+from bench_data import QUALITIES, Footage, link_groups, make_group, sizes_mb
+from bench_watch import Watch, cpu_seconds
 
 SECTIONS = ("group", "naive", "facenet", "retinaface", "memory", "scaling", "ray", "stages")
 MANY_GROUPS, EARLY_GROUPS = 50, 5
@@ -55,12 +55,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--naive-files", type=int, default=18, help="files that the naive way really works through")
     parser.add_argument("--json", type=Path, help="write every figure here")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child:
-        job = arguments.child
-        print(json.dumps(CHILDREN[job.pop("what")](**job)))
-        return
     sections = arguments.only.split(",")
     if unknown := set(sections) - set(SECTIONS):
         parser.error(f"--only: {', '.join(sorted(unknown))}; expected some of {', '.join(SECTIONS)}")
@@ -162,13 +157,12 @@ class Bench:
         self._note("memory", "growth between them, share", late / early - 1, at_most=0.05)
 
     def scaling(self) -> None:
-        """Two workers against one."""
+        """Two workers against one. Alone, a worker takes all cores for its decoder: here it gets one."""
         count = self.arguments.groups
-        one, two = self._extract(count, 1), self._extract(count, 2)
-        self._compare(
-            "scaling", f"{count} groups, 1 worker, wall s", one["wall_s"], two["wall_s"], "2 workers", at_least=1.8
-        )
-        self._compare("scaling", f"{count} groups, 1 worker, CPU s", one["cpu_s"], two["cpu_s"], "2 workers")
+        one, two = self._extract(count, 1, cores=1), self._extract(count, 2, cores=2)
+        what = f"{count} groups, 1 worker, 1 core"
+        self._compare("scaling", f"{what}, wall s", one["wall_s"], two["wall_s"], "2 workers, 2 cores", at_least=1.8)
+        self._compare("scaling", f"{what}, CPU s", one["cpu_s"], two["cpu_s"], "2 workers, 2 cores")
 
     def ray(self) -> None:
         """Two nodes of one CPU each against two local workers."""
@@ -193,12 +187,13 @@ class Bench:
         self._note("stages", f"{count} groups, rest: start, packing up, s", result["wall_s"] - total)
         self._note("stages", "tuples a second of wall-clock time", result["tuples"] / result["wall_s"])
 
-    def _extract(self, groups: int, workers: int, engine: str = "local") -> dict:
+    def _extract(self, groups: int, workers: int, engine: str = "local", cores: int = 0) -> dict:
         """Extract so many groups in a fresh process; a run that was made already is not made again."""
-        key = groups, workers, engine
+        key = groups, workers, engine, cores
         if key not in self._runs:
             root, out = self._root(groups), self._out()
             job = {"what": "extract", "root": str(root), "out": str(out), "workers": workers, "engine": engine}
+            job["cores"] = cores
             result = self._child(**job, frames=self.arguments.frames)
             result["last_frames"] = {
                 name: indices[-1] for name, indices in wanted_frames(out, root, attempted=True).items()
@@ -207,8 +202,8 @@ class Bench:
         return self._runs[key]
 
     def _child(self, packs: str | None = None, **job: object) -> dict:
-        """Run one of `CHILDREN` in a fresh process, and watch the memory of the processes that it starts."""
-        command = [sys.executable, __file__, "--child", json.dumps(job)]
+        """Run a side of a comparison in a fresh process, and watch the memory of the processes that it starts."""
+        command = [sys.executable, str(Path(__file__).with_name("bench_sides.py")), json.dumps(job)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         with Watch(process.pid, Path(packs) if packs else None) as watch:
             text, complaints = process.communicate()
@@ -263,56 +258,6 @@ def judged(value: float, at_most: float | None, at_least: float | None) -> tuple
     return f"  target {wanted}: {'met' if met else 'MISSED'}", met
 
 
-class Watch(threading.Thread):
-    """Reads the memory of all processes below one, ten times a second, while the body of a `with` runs.
-
-    Attributes:
-        peaks: process -> its largest resident size so far, MiB, as the system keeps it.
-        series: (finished packs in a folder, largest of the processes' peaks), one entry a reading.
-    """
-
-    def __init__(self, parent: int, packs: Path | None) -> None:
-        super().__init__(daemon=True)
-        self.parent, self.packs = parent, packs
-        self.peaks: dict[int, float] = {}
-        self.series: list[tuple[int, float]] = []
-        self._over = threading.Event()
-
-    def __enter__(self) -> "Watch":
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._over.wait(0.1):
-            below = [pid for child in children_of(self.parent) for pid in [child, *children_of(child)]]
-            for pid in below:
-                self.peaks[pid] = max(self.peaks.get(pid, 0.0), peak_of(pid))
-            if self.packs and below:
-                done = len(list(self.packs.glob("*/[!.]*.parquet")))
-                self.series.append((done, max(self.peaks[pid] for pid in below)))
-
-
-def children_of(pid: int) -> list[int]:
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return [int(word) for task in tasks for word in (task / "children").read_text().split()]
-    except OSError:
-        return []
-
-
-def peak_of(pid: int) -> float:
-    """Largest resident size of a process so far, MiB; counted anew from the moment it loaded its program."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0)
-
-
 def wanted_frames(out: Path, root: Path, *, attempted: bool = False) -> dict[str, list[int]]:
     """Video file -> frames of it that our side cut, or all that it attempted; rising."""
     import pyarrow.parquet as pq
@@ -351,159 +296,6 @@ def decode_bare(root: Path, last_frames: dict[str, int], processes: int) -> dict
         "cpu_s": cpu_seconds(resource.RUSAGE_CHILDREN) - before,
     }
 
-
-def cpu_seconds(*who: int) -> float:
-    """User and system seconds of this process or of its ended children."""
-    usage = [resource.getrusage(each) for each in who]
-    return sum(each.ru_utime + each.ru_stime for each in usage)
-
-
-class Timed:
-    """Wall-clock and CPU seconds of the body of a `with`, of this process and of those that it started and ended."""
-
-    def __enter__(self) -> "Timed":
-        self._cpu = cpu_seconds(resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.seconds = {
-            "wall_s": time.perf_counter() - self._start,
-            "cpu_s": cpu_seconds(resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) - self._cpu,
-        }
-
-
-def child_extract(root: str, out: str, frames: int, workers: int, engine: str = "local") -> dict:
-    """`qadprep extract` as a user runs it, start of the workers included."""
-    from qadprep.config import ExtractConfig
-    from qadprep.extract_dataset import extract
-
-    config, more = ExtractConfig(dataset="ffpp", frames=frames), {}
-    if engine == "ray":
-        from ray.cluster_utils import Cluster
-
-        # The nodes are there before the clock starts, as the local machine is.
-        node = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        cluster.add_node(**node)
-        more = {"engine": "ray", "address": cluster.address}
-    with Timed() as timed:
-        summary = extract(Path(root), Path(out), config, detector="mtcnn", workers=workers, **more)
-    if engine == "ray":
-        cluster.shutdown()
-    result = summary.as_dict()
-    if summary.failed:
-        raise SystemExit(f"extraction failed: {result['failures'][:3]}")
-    return timed.seconds | {"stage_seconds": result["stage_seconds"], "tuples": result["tuples"]}
-
-
-def child_group(root: str, out: str, frames: int, detector: str) -> dict:
-    """One group in this process, as a worker does it once it has started."""
-    from qadprep.catalog.base import group_clips, read_dataset
-    from qadprep.config import ExtractConfig
-    from qadprep.extract import extract_group
-
-    finder = made_detector(detector, Path(root).parent)
-    config = ExtractConfig(dataset="ffpp", frames=frames, detector=finder.identity())
-    group = group_clips(read_dataset("ffpp", Path(root)).clips)[0]
-    with Timed() as timed:
-        result = extract_group(group, Path(root), Path(out), config, finder)
-    if result.failures:
-        raise SystemExit(f"extraction failed: {result.failures[:3]}")
-    return timed.seconds
-
-
-def child_naive(files: dict[str, list[int]], out: str, detector: str) -> dict:
-    """Detect anew in every frame of every file, and cut the largest face with its own landmarks."""
-    import av
-
-    from qadprep.crops import encode_png
-    from qadprep.faces.alignment import affine_from_face, warp_face
-
-    first = Path(next(iter(files)))
-    finder = made_detector(detector, first.parents[5])
-    place, crops = Path(out), 0
-    place.mkdir(parents=True)
-    with Timed() as timed:
-        for number, (file, indices) in enumerate(files.items()):
-            wanted, batch = set(indices), []
-            with av.open(file) as container:
-                container.streams.video[0].thread_count = 1
-                for index, frame in enumerate(container.decode(video=0)):
-                    if index in wanted:
-                        batch.append((index, frame.to_ndarray(format="rgb24")))
-                    last = index == indices[-1]
-                    if len(batch) == 8 or (last and batch):
-                        for (at, rgb), faces in zip(batch, finder.detect([rgb for _, rgb in batch]), strict=True):
-                            if faces:
-                                face = max(faces, key=lambda face: face.side_px)
-                                affine = affine_from_face(face, align="similarity", margin=1.3, size_px=128)
-                                crop = encode_png(warp_face(rgb, affine, 128))
-                                (place / f"{number}-{at:06d}.png").write_bytes(crop)
-                                crops += 1
-                        batch = []
-                    if last:
-                        break
-    return timed.seconds | {"crops": crops}
-
-
-class PackageMtcnn:
-    """facenet-pytorch's own MTCNN, as most preprocessing scripts use it."""
-
-    def __init__(self) -> None:
-        from facenet_pytorch import MTCNN
-
-        self._mtcnn = MTCNN(keep_all=True, min_face_size=32, thresholds=[0.6, 0.7, 0.7], device="cpu")
-
-    def detect(self, frames_rgb):
-        import cv2
-
-        from qadprep.faces import Face
-
-        found = []
-        for frame in frames_rgb:
-            scale = min(1.0, 640 / max(frame.shape[:2]))
-            small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            boxes, scores, points = self._mtcnn.detect(small, landmarks=True)
-            found.append(
-                []
-                if boxes is None
-                else [Face(b / scale, p / scale, s) for b, p, s in zip(boxes, points, scores, strict=True)]
-            )
-        return found
-
-
-def made_detector(name: str, footage: Path):
-    """MTCNN, ours or the package's, or RetinaFace's network with random weights, answering with the known faces."""
-    import cv2
-    import torch
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    if name == "mtcnn":
-        from qadprep.faces import make_detector
-
-        return make_detector("mtcnn")
-    if name == "facenet":
-        return PackageMtcnn()
-    from qadprep.faces import Face
-    from qadprep.faces.retinaface import RetinaFaceDetector, build_network
-
-    known = [Face(**face, score=1.0) for face in json.loads((footage / "faces.json").read_text())]
-
-    class KnownFaces(RetinaFaceDetector):
-        def detect(self, frames_rgb):
-            super().detect(frames_rgb)
-            return [[replace(known[number_of(frame)])] for frame in frames_rgb]
-
-    with tempfile.TemporaryDirectory(prefix="bench-weights-") as folder:
-        torch.manual_seed(0)
-        torch.save(build_network().state_dict(), Path(folder, "random.pth"))
-        # No score is that high: the network's own answers are dropped.
-        return KnownFaces(Path(folder, "random.pth"), score_least=2.0)
-
-
-CHILDREN = {"extract": child_extract, "group": child_group, "naive": child_naive}
 
 if __name__ == "__main__":
     main()
