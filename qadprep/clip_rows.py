@@ -47,21 +47,22 @@ class ClipCuts:
 
 
 def clip_rows(
-    clip: Clip, cuts: ClipCuts, detector_name: str, best_source: Source | None, *, drop_unaltered: bool
+    clip: Clip, cuts: ClipCuts, detector_name: str, sources: Mapping[str, Source | None], *, drop_unaltered: bool
 ) -> list[Row]:
     """One row for every attempted spot of a clip.
 
     Args:
-        best_source: the clip's best file; pictures number their frames themselves.
+        sources: quality -> the clip's file, the best first; pictures number their frames themselves.
         drop_unaltered: whether an unaltered frame is left out as `unaltered`.
     """
     rows = []
+    best_source = next(iter(sources.values()))
     for spot, status in cuts.geometry.status.items():
         if status == "ok":
             status = _status(cuts, spot, drop_unaltered)
         row = empty_row(clip, spot, status, best_source)
         if spot in cuts.geometry.affines:
-            _place(row, cuts, spot, detector_name)
+            _place(row, cuts, spot, detector_name, sources)
         row.scene = cuts.geometry.scenes.get(spot[0])
         _measure(row, cuts, spot)
         if cuts.labels:
@@ -98,7 +99,7 @@ def _status(cuts: ClipCuts, spot: Spot, drop_unaltered: bool) -> str:
     return "unaltered" if drop_unaltered and cuts.unaltered.get(spot) else "ok"
 
 
-def _place(row: Row, cuts: ClipCuts, spot: Spot, detector_name: str) -> None:
+def _place(row: Row, cuts: ClipCuts, spot: Spot, detector_name: str, sources: Mapping[str, Source | None]) -> None:
     """Where the spot lies in every file: in most of them at the same frame and by the same affine."""
     row.geometry = cuts.kind
     best = cuts.best.aims.get(spot)
@@ -106,8 +107,10 @@ def _place(row: Row, cuts: ClipCuts, spot: Spot, detector_name: str) -> None:
     for quality, cut in cuts.files.items():
         if spot not in cut.aims:
             continue
-        number, affine = cut.aims[spot]
-        if number != spot[0]:
+        position, affine = cut.aims[spot]
+        source = sources[quality]
+        number = source.number(position) if source else position
+        if number != row.frame:
             row.frames[quality] = number
         if _flat(affine) != row.affine:
             row.affines[quality] = _flat(affine)

@@ -1,25 +1,27 @@
 """One group of clips -> one face pack: probe, sample, detect once, cut every clip and every quality, prove, write."""
 
-import dataclasses
 import functools
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from qadprep.catalog.base import Clip, Group, datasets
+from qadprep.catalog.base import Clip, Group
 from qadprep.clip_rows import ClipCuts, clip_rows, located_boxes, rejected_rows
 from qadprep.config import ExtractConfig
 from qadprep.cutting import Cut, cut
 from qadprep.face_labels import label_faces
 from qadprep.faces.base import Detector
-from qadprep.geometry import MAX_EVERY_FACE, Geometry, find_geometry, given_geometry
+from qadprep.geometry import MAX_EVERY_FACE, Geometry, find_geometry
+from qadprep.given import given_geometry
+from qadprep.group_facts import accepted, describe, explain, nothing_known, with_faces
 from qadprep.group_files import MASK, GroupFile, GroupFiles
+from qadprep.group_length import common_length
 from qadprep.pack import Row, write_pack
 from qadprep.results import GroupResult, facts_of_rows, summarise
 from qadprep.sampling import sample_indices
 from qadprep.timing import StageTimer, peak_rss_mib
 from qadprep.unaltered_frames import find_unaltered
-from qadprep.video.sync import REFERENCE, Sync, trusted
+from qadprep.video.sync import REFERENCE
 from qadprep.witness import Aim, Spot, Witness
 
 
@@ -46,7 +48,7 @@ class _Extraction:
     def run(self) -> None:
         original = self.group.original
         reference_quality = self.files.best_quality(original) if original else None
-        length = self.length = self._common_length(original, reference_quality)
+        length = self.length = common_length(self.group, self.files, self.config, reference_quality, self._note)
         # Settled before anything is decoded: damage inside a file costs the frames behind it, not the whole clip.
         usable = {clip.id for clip in self.group.clips if self.files.complete(clip)}
         if length == 0:
@@ -66,41 +68,6 @@ class _Extraction:
                 self._cut_own(clip, reference_quality, reference)
             elif not (reference and reference.affines and self._cut_as_reference(clip, reference_quality, reference)):
                 self._cut_own(clip, self.best, self._find(clip, self.best, chosen, spares))
-
-    def _common_length(self, original: Clip | None, reference_quality: str | None) -> int:
-        """Frames that every usable file has; 0 when there is none. Refuses clips too short to be sampled.
-
-        A manipulation may rightly be shorter than its target (FaceSwap and NeuralTextures end with the shorter of
-        the two videos), so the group shrinks with it, but not below what the run wants from each clip. The same holds
-        for a mask that says which faces are fake.
-        """
-        complete = [clip for clip in self.group.clips if self.files.complete(clip)]
-        lengths = {clip.id: self.files.length(clip) for clip in complete}
-        reference = self.files[original.id, reference_quality].info.frames if original and reference_quality else 0
-        floor = min(self.config.frames, reference or max(lengths.values(), default=0))
-        for clip in complete:
-            have = lengths[clip.id]
-            if have < floor:
-                for quality in self.config.qualities:
-                    record = self.files[clip.id, quality].record
-                    if record.frames < floor:
-                        self.files[clip.id, quality].refuse(
-                            "too_short",
-                            f"{record.shown}: has {record.frames} frames, {floor} are to be sampled from each clip",
-                        )
-                del lengths[clip.id]
-                continue
-            if reference and have < reference:
-                self._note(
-                    clip, f"shorter than its original: {have} of {reference} frames; the group is sampled inside {have}"
-                )
-            if reference and clip is not original and (remark := length_remark(clip, have, reference)):
-                self._note(clip, remark)
-            mask = self.files.files.get((clip.id, MASK)) if clip.faces == "all" else None
-            if mask and mask.info and floor <= mask.info.frames < have:
-                lengths[clip.id] = mask.info.frames
-                self._note(clip, f"its mask has {mask.info.frames} of {have} frames; the group is sampled inside them")
-        return min([*lengths.values(), *([reference] if reference else [])], default=0)
 
     def _note(self, clip: Clip, remark: str) -> None:
         self.notes.append((clip.id, remark))
@@ -160,11 +127,11 @@ class _Extraction:
         original = self.files[self.group.original.id, reference_quality].info
         own = self.files[clip.id, self.best].info
         result = self._cut_file(clip, self.best, reference.aims, reference.witness, best=True)
-        if _nothing_known(result):
+        if nothing_known(result):
             # Nothing could be decoded, so nothing is known about its timing: the rows say decode_error.
             self._add_rows(clip, ClipCuts("reference", reference, {self.best: result}))
             return True
-        if not _accepted(result.sync, same_count=own.frames == original.frames):
+        if not accepted(result.sync, same_count=own.frames == original.frames):
             sizes = f"{own.width}x{own.height}, the original {original.width}x{original.height}"
             same_size = (own.width, own.height) == (original.width, original.height)
             cause = explain(result.sync) + ("" if same_size else f", picture is {sizes}")
@@ -209,9 +176,9 @@ class _Extraction:
                 continue
             file = self.files[clip.id, quality]
             result = files[quality] = self._cut_file(clip, quality, found.aims, found.witness)
-            if _nothing_known(result):
+            if nothing_known(result):
                 continue
-            if not _accepted(result.sync, same_count=file.info.frames == own.frames):
+            if not accepted(result.sync, same_count=file.info.frames == own.frames):
                 cause = explain(result.sync)
                 if (file.info.width, file.info.height) != (own.width, own.height):
                     cause += f", picture is {file.info.width}x{file.info.height}"
@@ -245,7 +212,8 @@ class _Extraction:
     def _add_rows(self, clip: Clip, cuts: ClipCuts) -> None:
         records = [self.files[clip.id, quality].record for quality in self.config.qualities]
         cuts.refused = next((record.status for record in records if record.status == "sync_refused"), None)
-        source = self.files[clip.id, self.best].source
+        sources = {quality: self.files[clip.id, quality].source for quality in self.config.qualities}
+        source = sources[self.best]
         if clip.faces == "all" and clip.label == 1:
             found = [spot for spot, status in cuts.geometry.status.items() if status == "ok"]
             located = located_boxes(cuts, found)
@@ -253,7 +221,7 @@ class _Extraction:
             # That a real person's face is that of the original is no news.
             fake = {face for face, label in cuts.labels.label.items() if label == 1}
             cuts.unaltered = {spot: flag for spot, flag in cuts.unaltered.items() if spot[1] in fake}
-        rows = clip_rows(clip, cuts, self.detector.name, source, drop_unaltered=self.config.drop_unaltered)
+        rows = clip_rows(clip, cuts, self.detector.name, sources, drop_unaltered=self.config.drop_unaltered)
         self.rows += rows
         made = Counter(row.face for row in rows if row.status == "ok")
         wanted, most = min(self.config.frames, self.length), max(made.values(), default=0)
@@ -264,37 +232,6 @@ class _Extraction:
             self._note(clip, f"{equal} frames show the original unaltered: {kept}")
         if cuts.labels and cuts.labels.label and 1 not in cuts.labels.label.values():
             self._note(clip, "no face of this manipulated clip lies under its mask")
-
-
-def _nothing_known(result: Cut) -> bool:
-    """Whether not one frame could be decoded, so that the sync proof says nothing."""
-    return bool(result.error) and result.sync.instants == 0
-
-
-def _accepted(sync: Sync, *, same_count: bool) -> bool:
-    """Whether crops cut with the reference's geometry may be used: a shift has been applied by then."""
-    return sync.verdict == "shifted" or trusted(sync, same_size=sync.place.is_equal, same_count=same_count)
-
-
-def explain(sync: Sync) -> str:
-    """What a sync proof found, in a few words."""
-    if sync.verdict == "shifted":
-        parts = [f"shifted by {sync.offset_frames:+d} frames"] if sync.offset_frames else []
-        if not sync.place.is_equal:
-            place = sync.place
-            where = f"at {place.left_px:+g},{place.top_px:+g} px"
-            scaled = f", scale {place.scale_x:.4g}x{place.scale_y:.4g}" if place.relation == "resized" else ""
-            parts.append(f"placed {place.relation} {where}{scaled}")
-        return " and ".join(parts)
-    if sync.verdict == "static":
-        return sync.detail or "too little motion to prove the timing, and the frame counts differ"
-    return sync.detail or f"other content, mean difference {sync.residual:.0f} grey levels"
-
-
-def length_remark(clip: Clip, frames: int, original_frames: int) -> str | None:
-    """What the dataset's own rules say of a manipulated clip's length, or None when it is as it should be."""
-    entry = datasets().get(clip.dataset)
-    return entry.length_remark(clip.method, frames, original_frames) if entry and entry.length_remark else None
 
 
 def extract_group(
@@ -348,17 +285,3 @@ def extract_group(
     result.counts |= dict(work.counts)
     result.pack_bytes, result.seconds, result.peak_rss_mib = size, timer.with_others(), peak_rss_mib()
     return result
-
-
-def with_faces(group: Group, config: ExtractConfig) -> Group:
-    """The group with `--faces` in place of what its dataset's reader says."""
-    if config.faces == "auto":
-        return group
-    return dataclasses.replace(
-        group, clips=tuple(dataclasses.replace(clip, faces=config.faces) for clip in group.clips)
-    )
-
-
-def describe(group: Group) -> list[list[object]]:
-    """What the manifest says of a group's clips; a pack made from other facts is not up to date."""
-    return [[c.method, c.name, c.label, c.split, c.target, c.source, c.faces] for c in group.clips]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qadprep.catalog.base import Group
 from qadprep.config import ExtractConfig
 from qadprep.errors import UserError
-from qadprep.extract import describe, with_faces
 from qadprep.faces.service_process import Statistics
+from qadprep.group_facts import describe, with_faces
 from qadprep.group_files import size_of, wanted_files
 from qadprep.pack import pack_paths, read_meta, read_pack
 from qadprep.parts import Part, part_reports

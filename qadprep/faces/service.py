@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from qadprep.faces.base import Face, check_frames
+from qadprep.faces.handshake import connect
 from qadprep.faces.prepared import Prepared, Shrink
-from qadprep.faces.service_process import JOIN, Statistics, connect, serve
+from qadprep.faces.service_process import JOIN, Statistics, serve
 from qadprep.faces.wire import REQUEST_BYTES_MOST, SharedFrames, bytes_of, unpacked
 
 _FRAMES_A_REQUEST = 32
