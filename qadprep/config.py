@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from qadprep.errors import UserError
 
@@ -89,10 +89,43 @@ class ShardConfig(Settings):
     """What decides the bytes of a shard set, given its face packs."""
 
     tuples_per_shard: int = Field(1000, ge=1, le=1_000_000)
+    shard_bytes: int | None = Field(None, ge=1)
+    """Close a shard before its tuples take more bytes than this; of `webp` counted with the packs' larger PNG files."""
     seed: int = Field(0, ge=0)
+    balance: Literal["natural", "even", "equal"] = "natural"
+    """Order inside a split: a uniform shuffle; every method spread evenly over it; the same with as many real as fake
+    tuples, the more numerous label thinned."""
+    codec: Literal["png", "webp", "raw"] = "png"
+    qualities: tuple[str, ...] | None = None
+    """Only these of the packs' qualities."""
+    splits: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    """Only tuples of these; `original` is a method too."""
+    min_face_px: float = Field(0, ge=0, le=10_000)
+    """Least side of the square with the box's area."""
+    drop_unaltered: bool = False
+    """Leave out frames of manipulated clips that equal the original's."""
+    max_frames: int | None = Field(None, ge=1)
+    """Most instants of a clip; the same ones of a group's original and its manipulations."""
+    where: str | None = None
+    """A condition over the columns of the pack tables and `key`, in SQL."""
+
+    @field_validator("qualities", "splits", "methods")
+    @classmethod
+    def _names(cls, value: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        """In one order, so that the order in which they are typed changes nothing."""
+        if value is None:
+            return None
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"expected a list of different {info.field_name}")
+        if info.field_name == "qualities":
+            from qadprep.catalog.manifest import quality_rank
+
+            return tuple(sorted(value, key=quality_rank))
+        return tuple(sorted(value))
 
     def hash(self, packs_hash: str) -> str:
-        """sha256 (hex) of the settings and of the packs' own config hash."""
+        """sha256 (hex) of the settings and of the packs' content."""
         return _hash({"packs": packs_hash, **self.model_dump(mode="json")})
 
 

@@ -222,8 +222,8 @@ def _of_file(row: Row, quality: str, evidence: dict[str, Any]) -> dict[str, Any]
 
 def _add_crop(tar: TarWriter, row: Row, quality: str, best: np.ndarray, timer: StageTimer) -> dict[str, Any]:
     """Write one crop; its columns."""
+    from qadprep.codecs import pixel_hash
     from qadprep.crops import encode_png, psnr_db
-    from qadprep.shardset import pixel_hash
 
     crop = row.crops[quality]
     with timer.stage("encode"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.clips import FRAMES, fake_of, moving_face, write_qualities
+from helpers.sets import made_packs, made_shards
 
 PAIRS = {"train": ("071", "054"), "test": ("953", "974")}
 
@@ -70,6 +71,24 @@ def shards_master(faces_master: Path, tmp_path_factory: pytest.TempPathFactory) 
 def shards(shards_master: Path, tmp_path: Path) -> Path:
     """A copy of the shard set that a test may damage."""
     return Path(shutil.copytree(shards_master, tmp_path / "shards"))
+
+
+@pytest.fixture(scope="session")
+def made_faces_master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Face packs of 5 groups, 3 methods, 4 frames, 24 px, made without any video (helpers/sets.py)."""
+    return made_packs(tmp_path_factory.mktemp("made") / "faces")
+
+
+@pytest.fixture(scope="session")
+def made_shards_master(made_faces_master: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their shard set, 16 tuples a shard: 36 train in 3 shards, 12 val, 12 test."""
+    return made_shards(tmp_path_factory.mktemp("made") / "shards", made_faces_master)
+
+
+@pytest.fixture
+def made_set(made_shards_master: Path, tmp_path: Path) -> Path:
+    """A copy of that shard set that a test may damage."""
+    return Path(shutil.copytree(made_shards_master, tmp_path / "set"))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qadprep.ustar import TarWriter, atomic_file, remove_leftovers
+from qadprep.ustar import TarWriter, atomic_file, member_header, remove_leftovers
 
 names = st.from_regex(r"[A-Za-z0-9_-]{1,40}(/[A-Za-z0-9_-]{1,40}){0,3}\.[a-z0-9]{1,5}\.png", fullmatch=True)
 
@@ -27,6 +27,13 @@ def test_pythons_tarfile_reads_what_was_written(members: dict[str, bytes]) -> No
             assert tar.extractfile(member).read() == members[member.name]
             assert (member.mtime, member.uid, member.uname, member.mode) == (0, 0, "", 0o644)
             assert member.offset_data == places[member.name][0]
+
+
+@given(names, st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_pythons_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    assert member_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
 def test_a_name_that_does_not_fit_is_refused() -> None:
