@@ -8,12 +8,13 @@ from qadprep.compress import CompressSummary
 from qadprep.plan import Plan
 from qadprep.protocols import load_protocol, protocol_names
 from qadprep.quality import QualityReport
+from qadprep.repair import RepairReport
 from qadprep.scan import ScanReport
 from qadprep.shard import ShardSummary
 from qadprep.terminal import count, finish, print_table, say
 from qadprep.verify import VerifyReport
 
-__all__ = ["compress", "count", "demo", "finish", "plan", "protocols", "say", "scan", "shard", "verify"]
+__all__ = ["compress", "count", "demo", "finish", "plan", "protocols", "report", "say", "scan", "shard", "verify"]
 
 
 def scan(report: ScanReport, out: Path | None) -> None:
@@ -129,22 +130,58 @@ def compress(summary: CompressSummary, out: Path) -> None:
     )
 
 
-def shard(summary: ShardSummary, out: Path) -> None:
-    """Tuples per split and what was left out."""
+def shard(summary: ShardSummary, faces: str, out: str) -> None:
+    """Tuples per split and what was left out; and which packs are damaged."""
     print_table("tuples in the shards", ["split", "tuples"], list(summary.tuples.items()))
     if summary.left_out:
-        print_table("attempted and left out", ["status", "tuples"], list(summary.left_out.items()))
-    say(f"{summary.shards} shards, {summary.bytes / 1e6:.1f} MB in {out}")
+        print_table("attempted and left out", ["reason", "tuples"], list(summary.left_out.items()))
+    if summary.faults:
+        rows = [(fault.key, fault.pack, fault.byte, fault.fault) for fault in summary.faults]
+        print_table("crops that cannot be used", ["tuple", "pack", "byte", "fault"], rows)
+        if summary.further_faults:
+            say(f"{summary.further_faults} further ones are not listed")
+        tables = sorted({fault.pack.removesuffix(".tar") + ".parquet" for fault in summary.faults if fault.damaged})
+        if tables:
+            shown = ", ".join(tables[:8]) + (" ..." if len(tables) > 8 else "")
+            say(f"damaged packs: in {faces} delete {shown}, run `qadprep extract` again, then this command")
+        if not all(fault.damaged for fault in summary.faults):
+            say(f"what cannot be read: see to {faces}, then run this command again")
+    if summary.crashed:
+        print_table("shards that could not be written", ["shard", "why"], summary.crashed)
+    if summary.failed:
+        say(f"no shard set yet: {summary.bytes / 1e6:.1f} MB of finished shards in {out} wait for the next run")
+    else:
+        state = "would be written to" if summary.dry_run else "in"
+        say(f"{summary.shards} shards, {summary.bytes / 1e6:.1f} MB {state} {out}")
 
 
-def verify(report: VerifyReport, path: Path) -> None:
-    """The faults, or that there is none."""
+def verify(report: VerifyReport, place: str | Path, mended: RepairReport | None = None) -> None:
+    """The faults, or that there is none; with `mended` also what was written again."""
+    if mended is not None:
+        say(f"{mended.found.fault_count} faults before; written again: {', '.join(mended.repaired) or 'nothing'}")
     if report.faults:
-        print_table(f"{path}: faults", ["shard", "key", "fault"], report.faults)
+        rows = [(f.shard, f.key, "" if f.offset_bytes is None else f.offset_bytes, f.fault) for f in report.faults]
+        print_table(f"{place}: faults", ["shard", "key", "byte", "fault"], rows)
+    for note in report.notes:
+        say(f"note: {note}")
     if report.crossing:
         say(f"{len(report.crossing)} recordings are in more than one split, such as {report.crossing[0]}")
-    state = f"{len(report.faults)} faults" if report.faults else "every hash, count and pixel agrees"
+    checked = {
+        "full": "every hash, count and pixel agrees",
+        "hashes": "every hash, count and tar header agrees; nothing was decoded",
+        "quick": "every size, count and tar header agrees; nothing else was read",
+    }
+    state = f"{report.fault_count} faults" if report.fault_count else checked[report.level]
     say(f"{report.shards} shards, {report.tuples} tuples, {report.bytes / 1e6:.1f} MB: {state}")
+    if report.damaged and mended is None:
+        say(f"{len(report.damaged)} damaged shards; `qadprep verify {place} --repair --faces PACKS` writes them again")
+
+
+def report(result: dict[str, Any]) -> None:
+    """Where the page lies, and the tuples that it could not show."""
+    if result["damaged"]:
+        print_table("damaged tuples (`qadprep verify` names all)", ["what"], [(line,) for line in result["damaged"]])
+    say(f"{result['report']}: {len(result['contact_sheets'])} contact sheets")
 
 
 def demo(result: dict[str, Any]) -> None:
