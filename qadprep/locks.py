@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -92,6 +93,8 @@ def _lock_local(folder: Path, part: Part | None, stack: contextlib.ExitStack) ->
         raise
     if not free:
         raise _busy(folder, "reading" if _is_held(folder / _READ_NAME) else "writing")
+    if not _is_file(path, whole):
+        return _lock_local(folder, part, stack)  # its last holder deleted it after it had been opened here
     if part is None:
         return True
     with _writable(folder):
@@ -105,6 +108,20 @@ def _lock_local(folder: Path, part: Part | None, stack: contextlib.ExitStack) ->
         if _is_held(folder / _READ_NAME):
             raise _busy(folder, "reading")
     return True
+
+
+def drop_lock_file(folder: "Folder") -> None:
+    """Delete the lock file of a local folder before its sole user leaves; nothing else shall lie beside the output."""
+    if is_local(folder):
+        remove(folder / LOCK_NAME)
+
+
+def _is_file(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _lock_to_read(folder: Path, stack: contextlib.ExitStack) -> bool:

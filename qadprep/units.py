@@ -1,0 +1,25 @@
+"""Sizes as people write them."""
+
+import re
+
+from qadprep.errors import UserError
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """`500MB`, `1.5GiB`, `64k` or `1000000` -> bytes; kB, MB ... count in thousands, KiB, MiB ... in 1024s.
+
+    Args:
+        option: how the message names it, such as `--shard-size`.
+
+    Raises:
+        UserError: something else, or less than one byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match:
+        number, prefix, binary = match.groups()
+        value = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+        if value >= 1 and not (binary and not prefix):
+            return value
+    raise UserError(f"{option}: got {text!r}; expected a size such as 500MB, 1GiB or a number of bytes")
