@@ -4,28 +4,32 @@ Torch-free; this is the one module that qadtrain's loader imports. The format is
 """
 
 import hashlib
-import json
-import os
-import threading
+import operator
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from qadprep.cache import default_folder
+from qadprep.codecs import decode_image, pixel_hash
 from qadprep.errors import UserError
+from qadprep.shard_files import CACHE_BYTES, ShardError, ShardFiles
+from qadprep.shard_format import INDEX_NAME, MAX_TUPLE_BYTES, fingerprint, member_name, read_info
+from qadprep.shard_index import IN_MEMORY_TUPLES, ShardIndex, ShardRows, read_index
+from qadprep.store import is_local, open_folder
+from qadprep.ustar import BLOCK
 
-FORMAT_MAJOR, FORMAT_MINOR = 1, 1
-INDEX_NAME = "shards.json"
-MAX_TUPLE_BYTES = 64 << 20  # bounds what one index row can make a reader allocate
-MAX_SIDE_PX = 4096
+if TYPE_CHECKING:
+    from qadprep.store import Folder
 
+__all__ = ["ShardError", "ShardSet", "Tuple", "decode_image", "fingerprint", "pixel_hash", "read_index", "read_info"]
 
-class ShardError(Exception):
-    """A damaged or missing tuple; the message names the shard, the key and the byte offset."""
+# Where in a tar header the fields of the size and of the prefix begin.
+_SIZE_AT, _PREFIX_AT = 124, 345
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Tuple:
         video: the clip's name, such as `000_003`.
         frame: frame number in the video, from 0.
         face: number of the face in the group, from 0.
-        images: quality -> uint8 (size_px, size_px, 3), RGB; qualities best first.
+        images: quality -> uint8 (size_px, size_px, 3), RGB; qualities best first. Read-only where the codec is `raw`.
     """
 
     key: str
@@ -54,11 +58,17 @@ class Tuple:
 
 
 class ShardSet:
-    """Random access to a shard set on disk.
+    """Random access to a shard set.
 
     Args:
-        path: folder with `shards.json`.
+        path: folder with `shards.json`, local or a URL of fsspec (`s3://bucket/prefix`).
         split: read this split only; None reads all.
+        check: compare every tuple's bytes with their sha256 in the index before they are given out; without it damage
+            is noticed where it hits a tar header or the decoder.
+        cache_dir: folder for what can be fetched or made again: whole shards of a remote set, and the index of a large
+            or remote one. None takes `$XDG_CACHE_HOME/qadprep`. Processes may share it.
+        cache_bytes: most bytes that shards of remote sets take there, the least recently used are deleted; 0 keeps
+            none, and each tuple is one range request.
 
     Attributes:
         qualities: names of the qualities in every tuple, best first.
@@ -71,13 +81,26 @@ class ShardSet:
         UserError: no shard set there, a newer major format, an unknown split, or an index that contradicts
             `shards.json`.
 
-    Handles are opened when first needed, one per shard and process: an instance may be forked or sent to
-    spawned workers.
+    Handles are opened when first needed, a bounded number in each process. An instance may be used by several threads,
+    forked, and sent to spawned workers.
+
+    Example:
+        >>> with ShardSet("shards", split="train") as tuples:
+        ...     tuples[0].images["c40"].shape
+        (128, 128, 3)
     """
 
-    def __init__(self, path: str | Path, split: str | None = None) -> None:
-        self.path = Path(path)
-        self.info = read_info(self.path)
+    def __init__(
+        self,
+        path: "str | Folder",
+        split: str | None = None,
+        *,
+        check: bool = False,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.path = open_folder(path)
+        self.info = _info(self.path)
         self.qualities: tuple[str, ...] = tuple(self.info["qualities"])
         self.codec: str = self.info["codec"]
         self.size_px: int = int(self.info["size_px"])
@@ -89,89 +112,131 @@ class ShardSet:
             self.splits[shard["split"]] = self.splits.get(shard["split"], 0) + int(shard["nsamples"])
         if split is not None and split not in self.splits:
             raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self.splits) or 'no tuples at all'}")
-        self.shards: list[dict[str, Any]] = [s for s in shards if split is None or s["split"] == split]
-        tables = [read_index(self.path, shard) for shard in self.shards]
-        self.table: pa.Table = pa.concat_tables(tables) if tables else pa.table({})
-        counts = [len(table) for table in tables]
-        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self._columns = {
-            name: self.table[name].to_numpy()
-            for name in (
-                "offset",
-                "length",
-                *(f"{q}_{part}" for q in self.qualities for part in ("offset", "size")),
+        chosen = [number for number, shard in enumerate(shards) if split is None or shard["split"] == split]
+        self.shards: list[dict[str, Any]] = [shards[number] for number in chosen]
+        folder = Path(cache_dir) if cache_dir is not None else None
+        large = sum(self.splits.values()) > IN_MEMORY_TUPLES
+        mapped = large or (not is_local(self.path) and cache_bytes > 0)
+        index_folder = (folder or default_folder("index")) if mapped else None
+        self._index = ShardIndex(self.path, shards, chosen, self.qualities, index_folder)
+        self._files = ShardFiles(self.path, self.shards, cache_dir=folder, cache_bytes=cache_bytes)
+        # Quality and what follows the key in the name's field of a member's header.
+        self._endings = [(quality, member_name("", quality, self.codec).encode() + b"\0") for quality in self.qualities]
+        self._table: pa.Table | None = None
+        self._check = check
+        if check and len(self) and "sha256" not in self._index.table(0).column_names:
+            raise UserError(
+                f"{self.path}: its index holds no sha256 of the tuples (format {self.info['format_version']}); "
+                "write the set again, or read it unchecked"
             )
-            if tables
-        }
-        self._reset_handles()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._index.starts[-1]
 
-    def __getitem__(self, index: int) -> Tuple:
-        """The tuple at a position, decoded.
+    @overload
+    def __getitem__(self, index: int) -> Tuple: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tuple]: ...
+
+    def __getitem__(self, index: int | slice) -> Tuple | list[Tuple]:
+        """The tuple at a position, decoded; of a slice a list of them.
 
         Raises:
             IndexError: outside 0..len-1 (negative numbers count from the end).
-            ShardError: damaged data.
+            ShardError: damaged or missing data.
         """
-        encoded = self.encoded(index)
-        row = {name: self.table[name][self._position(index)].as_py() for name in _ROW_FIELDS}
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position, rows, row, files = self._read(index, copied=False)
         images = {}
-        for quality, data in encoded.items():
+        for quality, data in files.items():
             try:
-                images[quality] = decode_image(data, self.size_px)
+                images[quality] = decode_image(data, self.size_px, self.codec)
             except ValueError as error:
-                raise ShardError(f"{self.where(index)}: {quality}: {error}") from error
-        return Tuple(**row, images=images)
+                raise ShardError(f"{self.where(position)}: {quality}: {error}") from error
+        dataset, method, video, split = (texts[row].decode() for texts in rows.texts)
+        label, frame, face = (numbers[row] for numbers in rows.numbers)
+        return Tuple(rows.key[row].decode(), label, dataset, method, video, frame, face, split, images)
 
     def __iter__(self) -> Iterator[Tuple]:
         return (self[index] for index in range(len(self)))
+
+    def __contains__(self, key: object) -> bool:
+        """Whether there is a tuple with this key."""
+        return isinstance(key, str) and self._index.find(key) is not None
+
+    def by_key(self, key: str) -> Tuple:
+        """The tuple with a key, decoded.
+
+        Raises:
+            KeyError: there is none in this set or split.
+            ShardError: damaged or missing data.
+        """
+        return self[self.position_of(key)]
+
+    def position_of(self, key: str) -> int:
+        """Position of the tuple with a key.
+
+        Raises:
+            KeyError: there is none in this set or split.
+        """
+        position = self._index.find(key)
+        if position is None:
+            place = f"{self.path}, split {self.split}" if self.split else str(self.path)
+            raise KeyError(f"no tuple {key!r} in {place}")
+        return position
 
     def encoded(self, index: int) -> dict[str, bytes]:
         """Quality -> the encoded image file of a tuple, by one positioned read.
 
         Raises:
+            IndexError: outside 0..len-1 (negative numbers count from the end).
             ShardError: the bytes at the index's place are not this tuple's.
         """
-        index = self._position(index)
-        shard = self.shard_number(index)
-        offset, length = int(self._columns["offset"][index]), int(self._columns["length"][index])
-        if not 0 < length <= MAX_TUPLE_BYTES:
-            raise ShardError(f"{self.where(index)}: the index gives it {length} bytes, more than {MAX_TUPLE_BYTES}")
-        data = os.pread(self._handle(shard), length, offset)
-        if len(data) != length:
-            raise ShardError(f"{self.where(index)}: got {len(data)} of {length} bytes; the shard is cut short")
-        result = {}
-        key = self.table["key"][index].as_py()
-        for quality in self.qualities:
-            start = int(self._columns[f"{quality}_offset"][index]) - offset
-            size = int(self._columns[f"{quality}_size"][index])
-            name = f"{key}.{quality}.{self.codec}".encode()
-            # The member's own tar header must agree, or tar and index are of different runs.
-            if start < 512 or start + size > length or tar_name(data[start - 512 : start]) != name:
-                raise ShardError(
-                    f"{self.where(index)}: the bytes there are not {name.decode()}; tar and index disagree"
-                )
-            result[quality] = data[start : start + size]
-        return result
+        return self._read(index, copied=True)[3]
+
+    def views(self, index: int) -> dict[str, memoryview]:
+        """As `encoded`, read-only views into the bytes read: nothing is copied, and one view keeps the whole tuple."""
+        return self._read(index, copied=False)[3]
+
+    @property
+    def table(self) -> pa.Table:
+        """The index, one row a tuple in shard order, one chunk a shard; columns in docs/format.md.
+
+        Of a large set it lies in a file and is read from there: leave it in Arrow instead of making lists of it.
+        """
+        if self._table is None:
+            self._table = self._index.whole()
+        return self._table
+
+    def to_arrow(self) -> pa.Table:
+        """`table` with one more column `shard`: the shard's file name."""
+        names = [pa.array([shard["url"]]) for shard in self.shards if shard["nsamples"]]
+        counts = [shard["nsamples"] for shard in self.shards if shard["nsamples"]]
+        kind = pa.dictionary(pa.int32(), pa.string())
+        chunks = [
+            pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), name)
+            for name, count in zip(names, counts, strict=True)
+        ]
+        if not chunks:
+            return self.table
+        return self.table.append_column("shard", pa.chunked_array(chunks, kind))
 
     def shard_number(self, index: int) -> int:
         """Which shard of `shards` holds the tuple at a position."""
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._index.place(self._position(index))[0]
 
     def where(self, index: int) -> str:
         """`<shard>: <key> at byte <offset>`: how messages name a tuple."""
-        shard = self.shards[self.shard_number(index)]["url"]
-        return f"{self.path / shard}: {self.table['key'][index].as_py()} at byte {self.table['offset'][index].as_py()}"
+        shard, row = self._index.place(self._position(index))
+        rows = self._index.rows(shard)
+        key = rows.key[row].decode(errors="replace")
+        return f"{self.path / self.shards[shard]['url']}: {key} at byte {rows.offset[row]}"
 
     def close(self) -> None:
-        """Close the open shard files of this process."""
-        with self._lock:
-            if self._pid == os.getpid():
-                for handle in self._handles.values():
-                    os.close(handle)
-            self._handles = {}
+        """Close the open shard files of this process; a later read opens them again."""
+        self._files.close()
 
     def __enter__(self) -> "ShardSet":
         return self
@@ -180,126 +245,69 @@ class ShardSet:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_handles", "_pid")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset_handles()
-
-    def _reset_handles(self) -> None:
-        self._lock = threading.Lock()
-        self._handles: dict[int, int] = {}
-        self._pid = os.getpid()
+        return self.__dict__ | {"_table": None}
 
     def _position(self, index: int) -> int:
-        count = len(self)
-        if not -count <= index < count:
+        position, count = operator.index(index), self._index.starts[-1]
+        if not -count <= position < count:
             raise IndexError(f"tuple {index} of {count}")
-        return index % count
+        return position % count
 
-    def _handle(self, shard: int) -> int:
-        with self._lock:
-            if self._pid != os.getpid():  # after a fork the parent's handles are left to the parent
-                self._handles, self._pid = {}, os.getpid()
-            if shard not in self._handles:
-                file = self.path / self.shards[shard]["url"]
-                try:
-                    self._handles[shard] = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-                except OSError as error:
-                    raise ShardError(f"{file}: {error.strerror}; the shard set is incomplete") from error
-            return self._handles[shard]
+    def _read(self, index: int, *, copied: bool) -> tuple[int, ShardRows, int, dict[str, Any]]:
+        """(position, its shard's index, row there, quality -> the file as bytes or as a view)."""
+        # The way of every tuple, so what is short is written out here: a call costs as much as it does.
+        starts = self._index.starts
+        position = index if type(index) is int and 0 <= index < starts[-1] else self._position(index)
+        shard = bisect_right(starts, position) - 1
+        row = position - starts[shard]
+        rows = self._index.rows(shard)
+        offset, length = rows.offset[row], rows.length[row]
+        if not 0 < length <= MAX_TUPLE_BYTES:
+            raise ShardError(f"{self.where(position)}: the index gives it {length} bytes, not 1 to {MAX_TUPLE_BYTES}")
+        data = self._files.read(shard, offset, length)
+        if len(data) != length:
+            raise ShardError(f"{self.where(position)}: got {len(data)} of {length} bytes; the shard is cut short")
+        if self._check:
+            self._compare(data, rows, row, position)
+        key, files = rows.key[row], {}
+        source = data if copied else memoryview(data)
+        for (quality, ending), (offsets, sizes) in zip(self._endings, rows.members, strict=True):
+            start, name = offsets[row] - offset, key + ending
+            head, end = start - BLOCK, start + sizes[row]
+            # The member's own tar header must agree, or tar and index are of different runs. Most names fit the
+            # header's first field, and are compared where they are.
+            if not 0 <= head < start <= end <= length or not (
+                (data.startswith(name, head) and not data[head + _PREFIX_AT]) or tar_name(data[head:start]) == name[:-1]
+            ):
+                name = name[:-1].decode(errors="replace")
+                raise ShardError(f"{self.where(position)}: the bytes there are not {name}; tar and index disagree")
+            files[quality] = source[start:end]
+        return position, rows, row, files
+
+    def _compare(self, data: bytes, rows: ShardRows, row: int, position: int) -> None:
+        """Raise ShardError when a tuple's bytes, or the sizes in its headers, are not those that the index holds."""
+        if rows.sha256 is None or hashlib.sha256(data).hexdigest().encode() != rows.sha256[row]:
+            fault = "its bytes are not those written" if rows.sha256 else "its index holds no sha256 of it"
+            raise ShardError(f"{self.where(position)}: {fault}")
+        for offsets, sizes in rows.members:
+            head = offsets[row] - rows.offset[row] - BLOCK
+            if head >= 0 and data[head + _SIZE_AT : head + _SIZE_AT + 11] != b"%011o" % sizes[row]:
+                raise ShardError(f"{self.where(position)}: a member's size in tar and index disagree")
 
 
-_ROW_FIELDS = ("key", "label", "dataset", "method", "video", "frame", "face", "split")
-
-
-def read_info(path: Path) -> dict[str, Any]:
-    """Read and check `shards.json`.
-
-    Raises:
-        UserError: missing, not JSON, not a shard set, or of a newer major format than this version reads.
-    """
-    file = path / INDEX_NAME
+def _info(folder: "Folder") -> dict[str, Any]:
+    """As `read_info`; what a store's own exceptions say becomes one line too."""
     try:
-        info = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no {INDEX_NAME} there; expected a folder written by `qadprep shard`") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error}); write the shard set again") from error
-    version = str(info.get("format_version", "")) if isinstance(info, dict) else ""
-    if not version.split(".")[0].isdigit() or "qualities" not in info or "shardlist" not in info:
-        raise UserError(f"{file}: not a tuple shard set (no format_version, qualities or shardlist)")
-    if int(version.split(".")[0]) > FORMAT_MAJOR:
-        raise UserError(f"{file}: format {version} is newer than {FORMAT_MAJOR}.{FORMAT_MINOR}; upgrade qadprep")
-    for shard in info["shardlist"]:
-        # Names come from a file that may have been downloaded: nothing outside the folder is opened.
-        for name in (shard.get("url", ""), shard.get("index", "")):
-            if not name or Path(name).name != name:
-                raise UserError(f"{file}: shard name {name!r} is not a plain file name")
-    return info
-
-
-def read_index(path: Path, shard: dict[str, Any]) -> pa.Table:
-    """The index of one shard, one row a tuple.
-
-    Args:
-        path: folder of the shard set.
-        shard: its entry in `shards.json`.
-
-    Raises:
-        UserError: unreadable, or of another number of tuples than `shards.json` says.
-    """
-    file = path / shard["index"]
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: unreadable shard index ({error}); write the shard set again") from error
-    if len(table) != shard["nsamples"]:
-        raise UserError(
-            f"{file}: {len(table)} rows, but {INDEX_NAME} says {shard['nsamples']} tuples; they are of different runs"
-        )
-    return table
-
-
-def fingerprint(shards: list[dict[str, Any]]) -> str:
-    """sha256 (hex) over the shards' own sha256, in order: the identity of a shard set's data."""
-    return hashlib.sha256("\n".join(shard["sha256"] for shard in shards).encode()).hexdigest()
+        return read_info(folder)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_local(folder):
+            raise
+        raise UserError(f"{folder / INDEX_NAME}: not readable ({type(error).__name__}: {error})") from error
 
 
 def tar_name(header: bytes) -> bytes:
     """The member name in a 512-byte USTAR header (prefix and name joined)."""
     name, prefix = header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0")
     return prefix + b"/" + name if prefix else name
-
-
-def decode_image(data: bytes, size_px: int) -> np.ndarray:
-    """Decode one lossless crop.
-
-    Args:
-        data: a PNG file.
-        size_px: the side it must have; checked in the file's header before anything is decoded.
-
-    Returns:
-        uint8 (size_px, size_px, 3), RGB.
-
-    Raises:
-        ValueError: not a PNG, another size, or damaged.
-    """
-    import cv2
-
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 33:
-        raise ValueError("not a PNG file")
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if (width, height) != (size_px, size_px) or size_px > MAX_SIDE_PX:
-        raise ValueError(f"picture is {width}x{height}, expected {size_px}x{size_px}")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None or image.shape != (size_px, size_px, 3):
-        raise ValueError("damaged PNG file")
-    return image
-
-
-def pixel_hash(image_rgb: np.ndarray) -> str:
-    """sha256 (hex) of the decoded pixels with their shape: stays the same when a crop is recoded without loss."""
-    digest = hashlib.sha256(f"{image_rgb.shape}{image_rgb.dtype}".encode())
-    digest.update(np.ascontiguousarray(image_rgb).data)
-    return digest.hexdigest()

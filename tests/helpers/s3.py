@@ -27,6 +27,10 @@ def s3_server() -> Iterator[dict[str, str]]:
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    import s3fs
+
+    # Instances are kept by their arguments, among which the variables are not: they would ask an earlier server.
+    s3fs.S3FileSystem.clear_instance_cache()
     try:
         deadline = time.monotonic() + 60
         while True:
@@ -37,11 +41,10 @@ def s3_server() -> Iterator[dict[str, str]]:
                 if time.monotonic() > deadline or process.poll() is not None:
                     raise RuntimeError("moto's server did not start") from None
                 time.sleep(0.05)
-        import s3fs
-
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
         yield variables
     finally:
+        s3fs.S3FileSystem.clear_instance_cache()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
