@@ -1,0 +1,89 @@
+"""Files of a shard set that is written out of others: copied, linked, put in place whole."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from qadprep.errors import UserError
+from qadprep.shard_format import INDEX_NAME
+from qadprep.store import is_local, upload
+from qadprep.ustar import atomic_file
+
+if TYPE_CHECKING:
+    from qadprep.store import Folder
+
+_CHUNK_BYTES = 1 << 20
+
+
+def copy_file(source: "Folder", target: "Folder", entry: dict[str, Any], sha256: str) -> None:
+    """Copy a file whose sha256 is known; of a tar whose `filesize` or `md5sum` is not, those go into its entry.
+
+    Raises:
+        UserError: the source is missing or not what was written; nothing is left at the target then.
+    """
+    digest = hashlib.sha256()
+    md5 = None if entry.get("md5sum") else hashlib.md5(usedforsecurity=False)
+    size = 0
+    try:
+        with source.open("rb") as reading, new_file(target) as file:
+            while chunk := reading.read(_CHUNK_BYTES):
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                if md5:
+                    md5.update(chunk)
+            if digest.hexdigest() != sha256:
+                raise UserError(
+                    f"{source}: sha256 is {digest.hexdigest()[:12]}…, {INDEX_NAME} says {sha256[:12]}…; mend the set "
+                    "with `qadprep verify --repair`"
+                )
+    except FileNotFoundError:
+        raise UserError(f"{source}: not there; the shard set is incomplete") from None
+    if md5:
+        entry |= {"md5sum": md5.hexdigest(), "filesize": size}
+
+
+def linked(source: "Folder", target: "Folder", filesize: int | None) -> bool:
+    """Give a local file a second name; False where that cannot be, or where its size is not the one that is known."""
+    if not (is_local(source) and is_local(target)):
+        return False
+    try:
+        if filesize not in (None, source.stat().st_size):
+            return False  # the copy says what is wrong with it
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def new_file(path: "Folder") -> Iterator[BinaryIO]:
+    """A file that gets its name when it is whole, on a disk or in a store."""
+    if is_local(path):
+        with atomic_file(path) as file:
+            yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="qadprep-") as scratch:
+        local = Path(scratch) / path.name
+        with local.open("wb") as file:
+            yield file
+        upload(local, path)
+
+
+def refuse_source(out: "Folder", sources: "Iterable[Folder]") -> None:
+    """What is read is not written over.
+
+    Raises:
+        UserError: `out` is the folder of a source.
+    """
+    for source in sources:
+        if is_local(out) and is_local(source):
+            same = out.resolve() == source.resolve()
+        else:
+            same = str(out).rstrip("/") == str(source).rstrip("/")
+        if same:
+            raise UserError(f"{out}: is one of the sets that are read; choose another --out")
