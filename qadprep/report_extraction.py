@@ -1,30 +1,21 @@
 """The part of the HTML report that tells how an extraction went, from its summary.json."""
 
-import html
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qadprep.errors import UserError
 from qadprep.extract_tables import class_rows, moved_rows, quality_rows, summary_lines, sync_rows
-from qadprep.report_section import Section
+from qadprep.report_page import MAX_ROWS
+from qadprep.report_plots import share_bar
+from qadprep.report_section import Number, Section
+from qadprep.results import VERDICTS
 from qadprep.store import open_folder, read_json
 from qadprep.summary import REPORT_NAME, in_order_of_work
 
-# More rows make a page that browsers are slow with; summary.json has them all.
-MAX_ROWS = 500
-_COLOURS = (
-    "#4c78a8",
-    "#f58518",
-    "#54a24b",
-    "#e45756",
-    "#72b7b2",
-    "#b279a2",
-    "#9d755d",
-    "#bab0ac",
-    "#eeca3b",
-    "#d67195",
-)
+# Longer lists are folded until the reader opens them.
+_MOST_OPEN = 20
 _LEGEND = (
     "Reference: the file that faces were found on. Proved: the same instants, offset 0 wins clearly. Static: too "
     "little motion to tell, but picture size and frame count agree. Shifted: a constant offset in time or space, which "
@@ -51,38 +42,61 @@ def extraction_sections(faces: str | Path) -> list[Section]:
 
 
 def _sections(facts: dict[str, Any]) -> list[Section]:
+    verdicts = {verdict: facts["sync"][verdict] for verdict in VERDICTS if facts["sync"].get(verdict)}
     sections = [
         Section("Extraction", " ".join(_head(facts)), anchor="extraction", chapter=True),
         Section("Attempted tuples = ok + reasons", "", *class_rows(facts)),
+        _left_out(facts),
         Section("Files per quality", "", *quality_rows(facts)),
-        Section("Sync proof: files per method, quality and verdict", _LEGEND, *sync_rows(facts)),
+        Section(
+            "Sync proof: files per method, quality and verdict", _LEGEND, *sync_rows(facts),
+            html=share_bar(verdicts, "files"),
+        ),
         _moved(facts, "Shifted or placed elsewhere", lambda entry: entry["verdict"] != "refused"),
         _moved(facts, "Refused by the sync proof", lambda entry: entry["verdict"] == "refused"),
         _stages(facts),
-        _listed(
-            "Could not be used",
-            ("group", "what", "status", "why"),
-            [(f["group"], f["what"], f["status"], f["message"]) for f in facts["failures"]],
-        ),
+        *_failures(facts["failures"]),
         _listed("Used with a restriction", ("clip", "note"), [(n["clip"], n["note"]) for n in facts["notes"]]),
+    ]  # fmt: skip
+    return [section for section in sections if not section.empty]
+
+
+def _left_out(facts: dict[str, Any]) -> Section:
+    """Attempted tuples that are not there, by reason."""
+    reasons = {name: count for name, count in facts["statuses"].items() if name != "ok"}
+    rows = [
+        (name, count, Number(f"{100 * count / facts['attempted']:.1f} %"))
+        for name, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     ]
-    return [section for section in sections if section.text or section.rows or section.html]
+    bar = share_bar({name: count for name, count, _ in rows}, "tuples")
+    return Section("Tuples left out, by reason", "", ("reason", "tuples", "of all attempted"), rows, html=bar)
 
 
-def stage_bar(seconds: dict[str, float]) -> str:
-    """Seconds per stage as one horizontal bar with a legend: inline SVG, no script, nothing fetched."""
-    total = sum(seconds.values())
-    parts, legend, left = [], [], 0.0
-    for number, (name, value) in enumerate(seconds.items()):
-        colour, width = _COLOURS[number % len(_COLOURS)], 1000 * value / total
-        label = f"{html.escape(name)}: {value:.1f} s, {100 * value / total:.0f} %"
-        parts.append(
-            f"<rect x='{left:.2f}' y='0' width='{width:.2f}' height='28' fill='{colour}'><title>{label}</title></rect>"
+def _failures(failures: list[dict[str, Any]]) -> list[Section]:
+    """What could not be used: counts by reason with a bar, then a list for each reason."""
+    if not failures:
+        return []
+    counts = dict(sorted(Counter(f["status"] for f in failures).items(), key=lambda item: (-item[1], item[0])))
+    rows = []
+    for reason, count in counts.items():
+        of_it = [f for f in failures if f["status"] == reason]
+        rows.append((reason, count, len({f["group"] for f in of_it}), of_it[0]["what"]))
+    sections = [
+        Section(
+            "Failures by reason",
+            "Groups, clips and files that could not be used.",
+            ("reason", "failures", "groups concerned", "such as"),
+            rows,
+            html=share_bar(counts, "failures"),
+            anchor="failures",
         )
-        legend.append(f"<span><i style='background:{colour}'></i>{label}</span>")
-        left += width
-    bar = f"<svg class='bar' viewBox='0 0 1000 28' preserveAspectRatio='none' role='img'>{''.join(parts)}</svg>"
-    return f"{bar}<p class='legend'>{''.join(legend)}</p>"
+    ]
+    for reason in counts:
+        listed = [(f["group"], f["what"], f["message"]) for f in failures if f["status"] == reason]
+        section = _listed(f"Could not be used: {reason}", ("group", "what", "why"), listed)
+        section.folded, section.caption = len(listed) > _MOST_OPEN, f"{reason}: {len(listed):,}"
+        sections.append(section)
+    return sections
 
 
 def _head(facts: dict[str, Any]) -> list[str]:
@@ -108,7 +122,7 @@ def _stages(facts: dict[str, Any]) -> Section:
     seconds = {name: value for name, value in in_order_of_work(facts["stage_seconds"]).items() if value > 0}
     if not seconds:
         return Section("Where the time went")  # every group was finished earlier
-    return Section("Where the time went", "Seconds of all workers together.", html=stage_bar(seconds))
+    return Section("Where the time went", "Seconds of all workers together.", html=share_bar(seconds, "s", 1))
 
 
 def _listed(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Section:
