@@ -95,7 +95,8 @@ def test_a_full_disk_ends_in_one_line_and_room_lets_it_go_on(
 ) -> None:
     done = check_fills_up_and_goes_on(disk, dataset, workers, tmp_path / "whole")
     if disk.mounted:
-        assert 2 <= done <= 4  # of 85 kB each in 400
+        # Of 85 kB each in 400; what the other workers have half written takes room too.
+        assert (2 if workers == 1 else 1) <= done <= 4
 
 
 @pytest.mark.slow
