@@ -1,7 +1,9 @@
 """Read a shard's parquet index that may have been damaged, or made to do harm, without harm."""
 
+import errno
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,8 @@ def read_index_file(file: "Folder", tuples: int, qualities: Sequence[str], *, sh
     """
     most_bytes = _FIXED_BYTES + tuples * (_ROW_BYTES + _QUALITY_BYTES * len(qualities))
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         size = file.stat().st_size
         if size > most_bytes:
             raise UserError(f"{file}: has {size} bytes, over {most_bytes} for {tuples} tuples")

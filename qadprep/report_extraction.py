@@ -37,7 +37,7 @@ def extraction_sections(faces: str | Path) -> list[Section]:
         raise UserError(f"{faces}: no readable {REPORT_NAME}; is it what `extract` wrote, and did it come to its end?")
     try:
         return _sections(facts)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{faces}/{REPORT_NAME}: of another version ({error}); run `qadprep extract` again") from error
 
 

@@ -20,6 +20,7 @@ _WIDTH_IN = 8.6
 # Two lines that lie on each other are both seen, also without colours.
 _LINES = ("-", (0, (4, 2)))
 _SETTINGS = {
+    "text.parse_math": False,  # names may hold a dollar
     "svg.fonttype": "none",  # text stays text: small, found by a search, read aloud
     "font.size": 9,
     "axes.spines.top": False,

@@ -20,7 +20,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def copy_file(source: "Folder", target: "Folder", entry: dict[str, Any], sha256: str) -> None:
-    """Copy a file whose sha256 is known; of a tar whose `filesize` or `md5sum` is not, those go into its entry.
+    """Copy a file whose sha256 is known; its size, and `md5sum` where that is not known, go into its entry.
 
     Raises:
         UserError: the source is missing or not what was written; nothing is left at the target then.
@@ -43,8 +43,9 @@ def copy_file(source: "Folder", target: "Folder", entry: dict[str, Any], sha256:
                 )
     except FileNotFoundError:
         raise UserError(f"{source}: not there; the shard set is incomplete") from None
+    entry["filesize"] = size
     if md5:
-        entry |= {"md5sum": md5.hexdigest(), "filesize": size}
+        entry["md5sum"] = md5.hexdigest()
 
 
 def linked(source: "Folder", target: "Folder", filesize: int | None) -> bool:
@@ -54,7 +55,7 @@ def linked(source: "Folder", target: "Folder", filesize: int | None) -> bool:
     try:
         if filesize not in (None, source.stat().st_size):
             return False  # the copy says what is wrong with it
-        os.link(source, target)
+        os.link(source.resolve(), target)  # what a link names, not the link
     except OSError:
         return False
     return True

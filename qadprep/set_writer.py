@@ -27,9 +27,10 @@ from qadprep.shard_format import (
     FORMAT_MINOR,
     INDEX_NAME,
     index_schema,
+    read_info,
     splits_in_order,
 )
-from qadprep.shard_output import clear_entries, clear_leftovers, clear_shards, refuse_foreign
+from qadprep.shard_output import clear_entries, clear_leftovers, clear_shards, refuse_foreign, whole_shards
 from qadprep.shardset import ShardSet
 from qadprep.store import write_json
 from qadprep.ustar import HashedFile, end_of_archive
@@ -113,7 +114,7 @@ def write_set(
         sources: of one list of qualities, one codec and one size.
         shards: to be written, a split's shards one after another; numbered in this order.
         advance: of a progress bar; counts tuples.
-        overwrite: replace a set of another config.
+        overwrite: replace a set of another config, or the same one; without it a finished one of this config stays.
         link: hard links instead of copies for whole shards, where the file system can.
 
     Returns:
@@ -129,6 +130,10 @@ def write_set(
         with sole_user(out):
             refuse_foreign(out)
             guard_output(out, CONFIG_NAME, config, overwrite)
+            if not overwrite and (earlier := _finished(out, config)):
+                advance(sum(earlier["tuples"].values()), "finished already")
+                drop_lock_file(out)
+                return earlier
             # Without its `shards.json` the folder is no shard set: a killed run is never taken for a whole one.
             clear_shards(out, set())
             clear_leftovers(out)
@@ -147,6 +152,16 @@ def write_set(
         if ended is None:
             raise
         raise ended from error
+
+
+def _finished(out: "Folder", config: dict[str, Any]) -> dict[str, Any] | None:
+    """`shards.json` of a whole set of this config in the folder: its sources may be gone or damaged by now."""
+    try:
+        info = read_info(out)
+    except UserError:
+        return None
+    same = info.get("config") == config and info["format_version"] == f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
+    return info if same and len(whole_shards(out, info)) == len(info["shardlist"]) else None
 
 
 def _info(first: ShardSet, description: NewSet, config: dict[str, Any], writer: "_Writer") -> dict[str, Any]:
@@ -206,7 +221,9 @@ class _Writer:
         source = self.sources[piece.source]
         folder, entry = source.path, dict(source.shards[piece.shard])
         target = self.out / f"{name}.tar"
-        if not (self.link and linked(folder / entry["url"], target, entry.get("filesize"))):
+        if self.link and linked(folder / entry["url"], target, entry.get("filesize")):
+            entry["filesize"] = target.stat().st_size
+        else:
             copy_file(folder / entry["url"], target, entry, entry["sha256"])
         table = _rows(source, piece)
         if source.table.schema.names == self._schema.names and entry.get("index_sha256"):

@@ -132,6 +132,12 @@ class ShardFiles:
         opened = self._opened(shard)  # outside of the lock: it may have to be fetched
         with self._lock:
             handle = self._open.setdefault(shard, opened)
+            if self._cache is not None:
+                # A file that was deleted to make room takes its room until it is closed.
+                gone = [number for number, other in self._open.items() if not os.fstat(other.number).st_nlink]
+                for number in gone:
+                    if number != shard:
+                        del self._open[number]
             while len(self._open) > self._most_handles:
                 self._open.popitem(last=False)
         return handle

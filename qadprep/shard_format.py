@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from qadprep.errors import UserError
@@ -81,6 +82,8 @@ class ShardSetInfo(BaseModel):
     tuples: dict[str, int] = {}
     left_out: dict[str, int] = {}
     groups_in_several_splits: int = 0
+    sync: dict[str, int] = {}
+    extraction: dict[str, int] = {}
     config_hash: str = ""
     config: dict[str, Any] = {}
     shardlist: list[ShardEntry] = Field(max_length=MAX_SHARDS)
@@ -103,6 +106,8 @@ def read_info(folder: "Folder") -> dict[str, Any]:
     """
     file = folder / INDEX_NAME
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError
         if file.stat().st_size > MAX_INFO_BYTES:
             raise UserError(f"{file}: has {file.stat().st_size} bytes, over {MAX_INFO_BYTES}; not a shard set's index")
         data = file.read_bytes()
@@ -195,6 +200,28 @@ def check_index(table: pa.Table, entry: dict[str, Any], qualities: list[str], wh
         if columns[name].null_count:
             raise UserError(f"{where}: column {name!r} has empty cells; write the shard set again")
     return pa.table(columns)
+
+
+def check_cells(table: pa.Table, entry: dict[str, Any], where: str) -> pa.Table:
+    """An index whose names and labels may be used: as folders, in pages, as classes.
+
+    Args:
+        table: as `check_index` gives it.
+        entry: the shard's entry in `shards.json`.
+        where: how messages name the file.
+
+    Raises:
+        UserError: a key outside the grammar, another split than the shard's, a label that is neither 0 nor 1.
+    """
+    tests = {
+        "key": pc.match_substring_regex(table["key"], f"^(?:{KEY.pattern})$"),
+        "split": pc.equal(table["split"], entry["split"]),
+        "label": pc.is_in(table["label"], pa.array([0, 1], pa.int8())),
+    }
+    for name, good in tests.items():
+        for wrong in table[name].filter(pc.invert(good)).to_pylist()[:1]:
+            raise UserError(f"{where}: {name} {str(wrong)[:80]!r} cannot be right; see `qadprep verify`")
+    return table
 
 
 def fingerprint(shards: list[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from qadprep.index_file import read_index_file
 from qadprep.mapped_index import FILE_VERSION, KeyTable, MappedIndex, hash_of, kept_index, kept_keys
-from qadprep.shard_format import check_index, fingerprint
+from qadprep.shard_format import check_cells, check_index, fingerprint
 from qadprep.store import is_local, parallel_reads
 
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ def read_index(
         folder: of the shard set.
         shard: its entry in `shards.json`.
         qualities: of the set.
-        check_hash: compare the file's sha256 with the entry's, where it has one.
+        check_hash: compare the file's sha256 with the entry's, where it has one, and refuse keys, splits and labels
+            that cannot be right. `verify` looks at those by itself.
 
     Raises:
         UserError: unreadable, not the file that `shards.json` knows, without a needed column, or of another number of
@@ -227,4 +228,5 @@ def read_index(
     file = folder / shard["index"]
     sha256 = shard.get("index_sha256") if check_hash else None
     table = read_index_file(file, shard["nsamples"], qualities, sha256=sha256)
-    return check_index(table, shard, list(qualities), str(file)).combine_chunks()
+    table = check_index(table, shard, list(qualities), str(file)).combine_chunks()
+    return check_cells(table, shard, str(file)) if check_hash else table

@@ -1,7 +1,9 @@
 """Write some shards of a finished set anew from the packs that it was made of, for `qadprep verify --repair`."""
 
 import contextlib
+import hashlib
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qadprep.config import ShardConfig
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 def rewrite_shards(faces: "str | Folder", out: "str | Folder", names: Collection[str]) -> list[str]:
     """Write some shards of a finished set anew, from the packs that it was made of.
 
-    A shard is replaced, tar and index, only when the new files have the hashes that `shards.json` says.
+    A shard is replaced only when its new tar has the hash that `shards.json` says, and its index likewise.
 
     Args:
         faces: folder or fsspec URL of the packs.
@@ -69,10 +71,7 @@ def rewrite_shards(faces: "str | Folder", out: "str | Folder", names: Collection
             entries: dict[str, dict[str, Any]] = {}
             summary = ShardSummary({}, len(jobs), 0, {})
             run_jobs(task, jobs, entries, summary, held)
-            right = {stem for stem, entry in entries.items() if _same(entry, known[stem])}
-            for stem in sorted(right):
-                for file in (known[stem]["url"], known[stem]["index"]):
-                    put(work / file, out / file)
+            right = {stem for stem in sorted(entries) if _put_back(work, out, entries[stem], known[stem])}
         except OSError as error:
             fault = run_ending(error)
             if fault is None:
@@ -81,8 +80,20 @@ def rewrite_shards(faces: "str | Folder", out: "str | Folder", names: Collection
     return [name for name, stem in stems.items() if stem in right]
 
 
-def _same(made: dict[str, Any], known: dict[str, Any]) -> bool:
-    return made["sha256"] == known["sha256"] and made["index_sha256"] == known.get("index_sha256")
+def _put_back(work: Path, out: "Folder", made: dict[str, Any], known: dict[str, Any]) -> bool:
+    """Put a shard's files in place if they are those that `shards.json` knows; whether both are there then.
+
+    The tar is put back without its index where only that differs: another version of the parquet library makes an
+    index of other bytes from the same tuples.
+    """
+    if made["sha256"] != known["sha256"]:
+        return False
+    put(work / known["url"], out / known["url"])
+    index, noted = out / known["index"], known.get("index_sha256")
+    if made["index_sha256"] == noted:
+        put(work / known["index"], index)
+        return True
+    return index.is_file() and hashlib.sha256(index.read_bytes()).hexdigest() == noted
 
 
 def _config_of(info: dict[str, Any], out: "Folder") -> tuple[ShardConfig, str]:

@@ -97,6 +97,43 @@ def test_link_takes_no_room(made_set: Path, other_master: Path, tmp_path: Path) 
     assert verify(out, workers=1).faults == []
 
 
+def test_links_to_what_a_source_of_links_names(made_set: Path, other_master: Path, tmp_path: Path) -> None:
+    """A hub's snapshot holds relative links into a folder of blobs."""
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "a", tmp_path / "hub" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(made_set.iterdir())):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    merge([snapshot, other_master], tmp_path / "deep" / "out", link=True)
+    assert verify(tmp_path / "deep" / "out", workers=1).faults == []
+    assert not any(file.is_symlink() for file in (tmp_path / "deep" / "out").iterdir())
+
+
+def test_a_finished_set_outlives_its_sources(made_set: Path, other_master: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = merge([made_set, other_master], out)
+    before = digests(out)
+    victim = made_set / "train-000001.tar"
+    data = bytearray(victim.read_bytes())
+    data[700] ^= 1
+    victim.write_bytes(data)
+    assert merge([made_set, other_master], out) == first and digests(out) == before
+    # What is missing is written again, and then the damage tells.
+    (out / "val-000000.tar").unlink()
+    fails("sha256 is .*shards.json says", lambda: merge([made_set, other_master], out))
+
+
+def test_entries_without_a_size_get_one(made_set: Path, other_master: Path, tmp_path: Path) -> None:
+    info = listed(made_set)
+    sizes = [entry.pop("filesize") for entry in info["shardlist"]]
+    (made_set / "shards.json").write_text(json.dumps(info))
+    for link in (False, True):
+        out = tmp_path / str(link)
+        assert merge([made_set, other_master], out, link=link)["bytes"] > sum(sizes)
+        assert [entry["filesize"] for entry in listed(out)["shardlist"]][:3] == sizes[:3]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -196,7 +196,8 @@ def test_the_cache_keeps_its_bound(memory_set: str, small_shards: Path, cache: P
         assert [pixel_hash(image) for image in item.images.values()] == expected[item.key]
         files = list(cache.glob("*.tar"))
         assert files and sum(file.stat().st_size for file in files) <= bound
-    assert remote._files.open_handles > 3  # files that others deleted are read on
+        # Deleted files take room as long as they are open.
+        assert 0 < remote._files.open_handles <= len(files)
 
     tight = ShardSet(memory_set, cache_dir=cache, cache_bytes=1)  # less than a shard: the newest alone stays
     assert hashes(tight) == expected and len(cached(cache)) == 1

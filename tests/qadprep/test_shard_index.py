@@ -1,5 +1,6 @@
 """The index in memory and in a mapped file: the same answers, whatever happened to the file."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import pytest
 from helpers.sets import made_shards
 from helpers.shard_damage import change_info, rows_of
 
+from qadprep.errors import UserError
 from qadprep.shard_format import index_schema
 from qadprep.shardset import ShardSet, pixel_hash
 
@@ -267,6 +269,26 @@ key = shards._index.rows(count // 1000 - 1).key[17].decode()
 assert shards.position_of(key) == count - 1000 + 17
 print(json.dumps({"opened": opened, "peak": peak, "read": read, "found": kib("RssAnon") - before}))
 """
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("label", 100, "label '100'"), ("split", "x/../../y", "split 'x/../../y'"), ("key", "a/../b", "key 'a/../b'")],
+)
+def test_cells_that_cannot_be_right_are_refused(made_set: Path, column: str, value: object, said: str) -> None:
+    """Also where the index has the hash that `shards.json` says."""
+    info = json.loads((made_set / "shards.json").read_text())
+    entry = info["shardlist"][0]
+    rows = pq.read_table(made_set / entry["index"])
+    cells = rows[column].to_pylist()
+    cells[3] = value
+    place = rows.schema.get_field_index(column)
+    rows = rows.set_column(place, column, pa.array(cells, rows.schema.field(column).type))
+    pq.write_table(rows, made_set / entry["index"])
+    entry["index_sha256"] = hashlib.sha256((made_set / entry["index"]).read_bytes()).hexdigest()
+    (made_set / "shards.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=f"{entry['index']}: {said} cannot be right"):
+        ShardSet(made_set)
 
 
 @pytest.mark.slow
