@@ -51,7 +51,7 @@ def fit_command(
     as_json: Json = False,
 ) -> None:
     """Train on the train split; the best checkpoint is picked on the val split."""
-    from qadtrain.config import load_config, read_toml
+    from qadtrain.config_io import load_config, read_toml
     from qadtrain.fit import CONFIG_NAME, fit
 
     fields = list(overrides or [])

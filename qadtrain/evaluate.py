@@ -18,7 +18,8 @@ from torch import nn
 from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadtrain.checkpoint import CONFIG_NAME, checkpoint_path, load_weights, read_run_json, write_atomically
-from qadtrain.config import Config, load_config, read_toml
+from qadtrain.config import Config
+from qadtrain.config_io import load_config, read_toml
 from qadtrain.data import make_loader, open_split, to_network_input, whole_batches
 from qadtrain.device import autocast_to, choose_device
 from qadtrain.metrics import METRICS, Scores, average, binary_scores

@@ -25,7 +25,8 @@ from qadtrain.checkpoint import (
     write_atomically,
     write_run_json,
 )
-from qadtrain.config import Config, differences, load_config, read_toml, to_toml
+from qadtrain.config import Config
+from qadtrain.config_io import differences, load_config, read_toml, to_toml
 from qadtrain.data import open_split
 from qadtrain.device import uses_bf16
 from qadtrain.trainer import BY_AUC, BY_LOSS, Trainer
@@ -62,7 +63,7 @@ def fit(
     Args:
         shards_path: folder with ``shards.json``.
         run_dir: where config.toml, run.json, metrics.jsonl, tensorboard/ and checkpoints/ go.
-        config: as from :func:`qadtrain.config.load_config`.
+        config: as from :func:`qadtrain.config_io.load_config`.
         resume: go on from the folder's last checkpoint; the configuration and the data must be the same.
         console: human output; default stderr.
         should_stop: asked at every step boundary; a non-empty answer saves and ends the run. Default: the name

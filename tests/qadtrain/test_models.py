@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qadprep.errors import UserError
-from qadtrain.config import ModelConfig, load_config
+from qadtrain.config import ModelConfig
+from qadtrain.config_io import load_config
 from qadtrain.models import build_model, register
 from qadtrain.models.fetch import reachable
 

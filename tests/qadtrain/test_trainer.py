@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadtrain import trainer as trainer_module
-from qadtrain.config import Config, load_config
+from qadtrain.config import Config
+from qadtrain.config_io import load_config
 from qadtrain.data import TupleBatch, TupleDataset, collate
 from qadtrain.fit import FitSummary, fit, resolve
 from qadtrain.optim import make_optimizer
