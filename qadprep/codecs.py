@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 
 from qadprep.crops import encode_png
+from qadprep.png import decode_up
 from qadprep.shard_format import MAX_SIDE_PX
 
 # OpenCV takes any quality over 100 as lossless.
@@ -68,6 +69,8 @@ def decode_image(data: "bytes | memoryview", size_px: int, codec: str = "png") -
     size = {"png": _png_size, "webp": _webp_size}[codec](data)
     if size != (size_px, size_px):
         raise ValueError(f"picture is {size[0]}x{size[1]}, expected {size_px}x{size_px}")
+    if codec == "png" and (image := decode_up(data, size_px)) is not None:
+        return image
     import cv2
 
     try:

@@ -15,8 +15,8 @@ from qadprep.video.encode import crf_of
 
 # Mean size of a stored crop (PNG, level 3) of 128 px, align box, margin 1.3, in bytes a pixel: 6 crops of each of 26
 # talking-head videos (256 to 1920 px wide, most of them H.264 to begin with) that count as raw; single videos lie
-# between 1.1 and 1.8. Printed by scripts/measure_crop_bytes.py.
-BYTES_PER_PIXEL = {"raw": 1.46, "c23": 1.48, "c40": 1.36}
+# between 1.1 and 1.9. Printed by scripts/measure_crop_bytes.py.
+BYTES_PER_PIXEL = {"raw": 1.55, "c23": 1.55, "c40": 1.44}
 # A tar's header and the filling of its last block.
 BYTES_PER_CROP = 768
 SPLITS = ("train", "val", "test")

@@ -55,9 +55,9 @@ def write_report(
     Raises:
         UserError: no shard set there, or no extraction in `faces`.
     """
-    out.mkdir(parents=True, exist_ok=True)
     extraction = extraction_sections(faces) if faces is not None else []
     with ShardSet(shards) as whole:
+        out.mkdir(parents=True, exist_ok=True)
         columns = IndexColumns(whole.table)
         choices = choose(whole, columns, rows)
         sampled = sample_positions(columns, sample if len(whole.qualities) > 1 else 0)

@@ -62,6 +62,7 @@ class ShardFiles:
         self._folder, self._entries = folder, entries
         self._cache_bytes, self._most_handles = cache_bytes, handles
         self._cache: Path | None = None
+        self._written = _stamp(folder) if is_local(folder) else None
         if not is_local(folder) and cache_bytes:
             self._cache = cache_dir or default_folder("shards")
             try:
@@ -145,6 +146,8 @@ class ShardFiles:
     def _opened(self, shard: int) -> "_Handle":
         if self._cache is None:
             file = self._place(shard)
+            if _stamp(self._folder) != self._written:
+                raise ShardError(f"{self._folder}: was written anew since it was opened; open it again")
             try:
                 return self._open_file(file)
             except OSError as error:
@@ -270,6 +273,15 @@ class _LocalFault(Exception):
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def _stamp(folder: Path) -> tuple[int, int, int] | None:
+    """Tells one writing of a local set from another; None where there is none."""
+    try:
+        state = (folder / INDEX_NAME).stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 def _is_whole(file: Path, entry: dict[str, Any]) -> bool:

@@ -123,6 +123,29 @@ def test_a_changed_shard_is_refused(memory_set: str, cache: Path) -> None:
         ShardSet(memory_set, cache_dir=cache, cache_bytes=0)[8]
 
 
+def test_a_set_written_anew_in_place_is_not_mixed_with_the_one_that_was_opened(
+    small_shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(small_shards, folder)
+    with ShardSet(folder) as shards:
+        before = pixel_hash(shards[0].images["raw"])
+        index = folder / "shards.json"
+        new = folder / "new.json"
+        new.write_bytes(index.read_bytes())
+        new.replace(index)
+        assert pixel_hash(shards[0].images["raw"]) == before  # its file is open
+        shards.close()
+        with pytest.raises(ShardError, match=r"set: was written anew since it was opened; open it again"):
+            shards[0]
+        index.unlink()
+        with pytest.raises(ShardError, match=r"was written anew"):
+            shards[0]
+    shutil.copy(small_shards / "shards.json", index)
+    with ShardSet(folder) as shards:
+        assert pixel_hash(shards[0].images["raw"]) == before
+
+
 def test_a_file_in_the_cache_that_is_cut_short_is_fetched_again(memory_set: str, small_shards: Path,
                                                                cache: Path) -> None:  # fmt: skip
     remote = ShardSet(memory_set, cache_dir=cache)
