@@ -9,6 +9,16 @@ import pytest
 from helpers.clips import FRAMES, fake_of, moving_face, write_qualities
 from helpers.sets import made_packs, made_shards
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on given clips take long; they run with the slow ones."""
+    for item in items:
+        given = "real_clips" in getattr(item, "fixturenames", ()) or item.name.endswith("[real]")
+        if given and os.environ.get("QAD_REAL_CLIPS"):
+            item.add_marker(pytest.mark.slow)
+
+
 PAIRS = {"train": ("071", "054"), "test": ("953", "974")}
 
 
