@@ -1,110 +1,117 @@
 """HSIC and CKA between two sets of features of the same tuples.
 
-Shapes: features are (m, ...) and are flattened to (m, d); kernels are (m, m); results are scalars.
-With H = I - 11'/m the estimators are
+Shapes: features are (m, ...) and are flattened to (m, d); kernels are (..., m, m); results are (...), one for each
+leading index (a group of tuples, a pair of qualities). With H = I - 11'/m the estimators are
 
 * ``biased``        tr(K H L H) / (m - 1)^2                                   (Gretton et al. 2005)
 * ``unbiased``      Song et al. 2012, eq. 5; may be negative; needs m >= 4
 * ``cka_unbiased``  unbiased(K, L) / sqrt(unbiased(K, K) unbiased(L, L))       (Nguyen et al. 2021)
 * ``nhsic_cca``     tr(R_K R_L), R = K H (K H + eps m I)^-1                   (Fukumizu et al. 2007; HSIC bottleneck)
 
-All of them are unchanged when a constant is added to every entry of a kernel. :func:`gaussian_kernel` uses
-that: it returns k - 1 = expm1(-d^2 / 2 s^2), which keeps its digits when the bandwidth s is so wide that
-every k rounds to nearly 1 (at s = 6 sqrt(d) they all lie near 0.99). For the same reason the small (m, m)
-algebra runs in float64; the large Gram products run in float32.
+All of them are unchanged when a constant is added to every entry of a kernel. The Gaussian and the inverse
+multiquadric use that: they are kept as k - 1, which keeps its digits when the bandwidth s is so wide that every k
+rounds to nearly 1 (at s = 6 sqrt(d) they all lie near 0.99). For the same reason the small (m, m) algebra runs in
+float64; the large Gram products (``gram.py``) run in float32.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from qadtrain.gram import full_precision, quality_grams
+
 Estimator = Literal["cka_unbiased", "unbiased", "biased", "nhsic_cca"]
-Kernel = Literal["gaussian", "linear"]
+Kernel = Literal["gaussian", "imq", "linear"]
 Bandwidth = Literal["fixed", "median"]
 
 MIN_TUPLES = 4  # the unbiased estimator divides by m - 3
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast and TF32 off: a bf16 kernel at a wide bandwidth has five distinct values."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def distances_from_gram(gram: Tensor) -> Tensor:
+    """(..., m, m) Gram matrix -> squared Euclidean distances, >= 0, with an exactly zero diagonal.
 
-
-def centred(features: Tensor) -> Tensor:
-    """(m, ...) of any float dtype -> (m, d) float32 (float64 stays), with the mean over m taken out.
-
-    Distances and centred Grams do not change by it, and |x|^2 becomes small enough not to swamp them.
+    A distance below the digits of the Gram matrix is zero: a dead layer would else get a kernel, and a gradient,
+    made of rounding errors.
     """
-    flat = features.flatten(1)
-    if flat.dtype != torch.float64:
-        flat = flat.float()
-    return flat - flat.mean(dim=0, keepdim=True)
-
-
-def _small(matrix: Tensor) -> Tensor:
-    # The m x m algebra is free of cost in float64; Apple's GPUs alone have no float64.
-    return matrix if matrix.device.type == "mps" else matrix.double()
+    norms = gram.diagonal(dim1=-2, dim2=-1)
+    sums = norms[..., :, None] + norms[..., None, :]
+    distances = sums - 2 * gram
+    seen = distances.detach() > 8 * torch.finfo(torch.float32).eps * sums.detach()
+    seen = seen & ~torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
+    seen = seen | distances.detach().isnan()
+    return torch.where(seen, distances, torch.zeros_like(distances))
 
 
 def squared_distances(features: Tensor) -> Tensor:
     """(m, ...) -> (m, m) squared Euclidean distances, >= 0, with an exactly zero diagonal."""
-    with full_precision(features.device):
-        flat = centred(features)
-        gram = flat @ flat.T
-        norms = gram.diagonal()
-        distances = (norms[:, None] - 2 * gram + norms[None, :]).clamp_min(0)
-        off_diagonal = 1 - torch.eye(len(flat), dtype=distances.dtype, device=distances.device)
-        return distances * off_diagonal
+    return distances_from_gram(quality_grams(features)[0, 0])
 
 
 def linear_kernel(features: Tensor) -> Tensor:
     """(m, ...) -> (m, m) Gram matrix of the centred features."""
-    with full_precision(features.device):
-        flat = centred(features)
-        return _small(flat @ flat.T)
+    return quality_grams(features)[0, 0]
 
 
 def gaussian_kernel(features: Tensor, *, bandwidth: Bandwidth = "median", sigma: float = 6.0) -> Tensor:
-    """(m, ...) -> (m, m) Gaussian kernel **minus one**: exp(-d^2 / (2 s^2)) - 1, diagonal 0.
+    """(m, ...) -> (m, m) Gaussian kernel minus one; see :func:`kernel_from_gram`."""
+    return kernel_matrix(features, "gaussian", bandwidth=bandwidth, sigma=sigma)
 
-    Args:
-        bandwidth: ``fixed``: s = sigma * sqrt(d), d = flattened dimension (HSIC-bottleneck convention).
-            ``median``: 2 s^2 = median of the squared distances off the diagonal, so that the median entry
-            is exp(-1). It is a constant for the gradient, else the features could earn by changing the scale.
-        sigma: only for ``fixed``.
-    """
-    distances = _small(squared_distances(features))
-    if bandwidth == "fixed":
-        two_s2 = 2 * sigma**2 * features.flatten(1).shape[1]
-        return torch.expm1(-distances / two_s2)
-    rows, columns = torch.triu_indices(*distances.shape, offset=1, device=distances.device)
-    median = distances.detach()[rows, columns].median()
-    # All features equal (a dead layer): any scale will do, the kernel is constant and HSIC is zero.
-    two_s2 = torch.where(median > 0, median, torch.ones_like(median))
-    return torch.expm1(-distances / two_s2)
+
+def imq_kernel(features: Tensor, *, bandwidth: Bandwidth = "median", sigma: float = 6.0) -> Tensor:
+    """(m, ...) -> (m, m) inverse multiquadric minus one; see :func:`kernel_from_gram`."""
+    return kernel_matrix(features, "imq", bandwidth=bandwidth, sigma=sigma)
 
 
 def kernel_matrix(features: Tensor, kernel: Kernel, *, bandwidth: Bandwidth, sigma: float) -> Tensor:
     """(m, ...) -> (m, m) float64 kernel, up to an added constant (see the module's head)."""
+    dims = features[0].numel()
+    return kernel_from_gram(quality_grams(features)[0, 0], kernel, bandwidth=bandwidth, sigma=sigma, dims=dims)
+
+
+def kernel_from_gram(gram: Tensor, kernel: Kernel, *, bandwidth: Bandwidth, sigma: float, dims: int) -> Tensor:
+    """(..., m, m) Gram matrices of centred features -> (..., m, m) kernels, each with a bandwidth of its own.
+
+    Args:
+        kernel: ``gaussian``: exp(-t) - 1 with t = d^2 / (2 s^2). ``imq``, the inverse multiquadric:
+            1 / sqrt(1 + t) - 1, whose tail is heavier. Both have diagonal 0. ``linear``: the Gram matrix itself.
+        bandwidth: ``fixed``: s = sigma * sqrt(dims) (HSIC-bottleneck convention). ``median``: 2 s^2 = median of the
+            squared distances off the diagonal, so that the median entry of the Gaussian is exp(-1). It is a
+            constant for the gradient, else the features could earn by changing the scale.
+        sigma: only for ``fixed``.
+        dims: length d of a flattened feature; only for ``fixed``.
+
+    Raises:
+        ValueError: a kernel that does not exist.
+    """
     if kernel == "linear":
-        return linear_kernel(features)
-    return gaussian_kernel(features, bandwidth=bandwidth, sigma=sigma)
+        return gram
+    if kernel not in ("gaussian", "imq"):
+        raise ValueError(f"kernel: got {kernel!r}, expected gaussian, imq or linear")
+    distances = distances_from_gram(gram)
+    if bandwidth == "fixed":
+        scaled = distances / (2 * sigma**2 * dims)
+    else:
+        scaled = distances / _median(distances.detach())[..., None, None]
+    return torch.expm1(-scaled) if kernel == "gaussian" else torch.expm1(-0.5 * torch.log1p(scaled))
+
+
+def _median(distances: Tensor) -> Tensor:
+    """(..., m, m) -> (...) lower median off the diagonal, above 0 also where most or all tuples are equal."""
+    rows, columns = torch.triu_indices(*distances.shape[-2:], offset=1, device=distances.device)
+    # Sorted, since torch.median and kthvalue have no deterministic form on CUDA.
+    pairs = distances[..., rows, columns].sort(dim=-1).values
+    median, mean = pairs[..., (pairs.shape[-1] - 1) // 2], pairs.mean(dim=-1)
+    # Most distances zero: their mean still follows the scale. All zero (a dead layer): the kernel is constant.
+    scale = torch.where(median > 0, median, mean)
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def hsic_biased(kernel_x: Tensor, kernel_y: Tensor) -> Tensor:
     """tr(K H L H) / (m - 1)^2. Saturated and useless as a score when m is much smaller than d."""
     m = _paired_size(kernel_x, kernel_y, minimum=2)
-    return (_double_centred(kernel_x) * _double_centred(kernel_y)).sum() / (m - 1) ** 2
+    return _inner(_double_centred(kernel_x), _double_centred(kernel_y)) / (m - 1) ** 2
 
 
 def hsic_unbiased(kernel_x: Tensor, kernel_y: Tensor) -> Tensor:
@@ -114,7 +121,7 @@ def hsic_unbiased(kernel_x: Tensor, kernel_y: Tensor) -> Tensor:
     lost; the diagonals are zeroed, so unbiased(K, K) is a sum of squares and never negative.
     """
     m = _paired_size(kernel_x, kernel_y, minimum=MIN_TUPLES)
-    return (_u_centred(kernel_x) * _u_centred(kernel_y)).sum() / (m * (m - 3))
+    return _inner(_u_centred(kernel_x), _u_centred(kernel_y)) / (m * (m - 3))
 
 
 def cka_unbiased(kernel_x: Tensor, kernel_y: Tensor, epsilon: float = 1e-12) -> Tensor:
@@ -123,24 +130,28 @@ def cka_unbiased(kernel_x: Tensor, kernel_y: Tensor, epsilon: float = 1e-12) -> 
     u_x, u_y = _u_centred(kernel_x), _u_centred(kernel_y)
     u_x, u_y = u_x / _scale(u_x), u_y / _scale(u_y)  # CKA has no scale; epsilon then means the same everywhere
     norm = m * (m - 3)
-    self_x, self_y = (u_x * u_x).sum() / norm, (u_y * u_y).sum() / norm
-    return (u_x * u_y).sum() / norm / torch.sqrt(self_x * self_y + epsilon)
+    self_x, self_y = _inner(u_x, u_x) / norm, _inner(u_y, u_y) / norm
+    return _inner(u_x, u_y) / norm / torch.sqrt(self_x * self_y + epsilon)
 
 
 def nhsic_cca(kernel_x: Tensor, kernel_y: Tensor, epsilon: float = 1e-5) -> Tensor:
     """tr(R_K R_L) with R = K_c (K_c + epsilon m I)^-1, between 0 and m - 1.
 
     The reference centres on one side, K_c = K H. The trace is the same with the symmetric H K H (H commutes
-    with (H K H + c I)^-1), which allows a Cholesky solve in place of a general inverse.
+    with (H K H + c I)^-1), which allows a Cholesky solve in place of a general inverse. NaN where a kernel is not
+    positive definite even with epsilon m added, or not finite.
     """
     m = _paired_size(kernel_x, kernel_y, minimum=2)
     ridge = epsilon * m * torch.eye(m, dtype=kernel_x.dtype, device=kernel_x.device)
 
     def ratio(kernel: Tensor) -> Tensor:
         symmetric = _double_centred(kernel)
-        return torch.cholesky_solve(symmetric, torch.linalg.cholesky(symmetric + ridge))
+        # Without the check, which would wait for the device and raise where the trainer counts a bad step.
+        factor, failed = torch.linalg.cholesky_ex(symmetric + ridge)
+        solved = torch.cholesky_solve(symmetric, factor)
+        return torch.where((failed == 0)[..., None, None], solved, torch.full_like(solved, torch.nan))
 
-    return (ratio(kernel_x) * ratio(kernel_y).T).sum()
+    return _inner(ratio(kernel_x), ratio(kernel_y).mT)
 
 
 def estimate(kernel_x: Tensor, kernel_y: Tensor, estimator: Estimator, *, epsilon: float = 1e-5) -> Tensor:
@@ -157,9 +168,64 @@ def estimate(kernel_x: Tensor, kernel_y: Tensor, estimator: Estimator, *, epsilo
     return functions[estimator](kernel_x, kernel_y)
 
 
+def pair_values(
+    grams: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    kernel: Kernel,
+    bandwidth: Bandwidth,
+    sigma: float,
+    dims: int,
+    estimator: Estimator,
+    epsilon: float = 1e-5,
+    classes: Sequence[Sequence[Tensor]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The chosen estimator, and unbiased CKA for the logs, of each pair of qualities; the mean over the groups.
+
+    Args:
+        grams: (groups, qualities, m, m) of :func:`qadtrain.gram.quality_grams`.
+        pairs: P index pairs of qualities.
+        dims: length of a flattened feature.
+        classes: for each group the places (int64, on the device of ``grams``) of each class's tuples in it. Then
+            the value of a group is the mean over its classes, weighted by their tuples, of the value inside the
+            class, with a bandwidth of its own. Classes with fewer than MIN_TUPLES are left out; a group without
+            any other counts as zero, with a gradient of zero. ``None``: all tuples of a group together.
+
+    Returns:
+        (P,) with gradient, and (P,) unbiased CKA without.
+    """
+    options = {"kernel": kernel, "bandwidth": bandwidth, "sigma": sigma, "dims": dims}
+    with full_precision(grams.device):
+        if classes is None:
+            values, ckas = _estimates(kernel_from_gram(grams, **options), pairs, estimator, epsilon)
+            return values.mean(dim=0), ckas.mean(dim=0)
+        values, ckas = grams.new_zeros(len(pairs)), grams.new_zeros(len(pairs))
+        for gram, places in zip(grams, classes, strict=True):
+            counted = [place for place in places if len(place) >= MIN_TUPLES]
+            tuples = sum(map(len, counted))
+            for place in counted:
+                own = gram.index_select(-1, place).index_select(-2, place)
+                inside = _estimates(kernel_from_gram(own, **options)[None], pairs, estimator, epsilon)
+                share = len(place) / (tuples * len(grams))
+                values, ckas = values + share * inside[0][0], ckas + share * inside[1][0]
+        return values, ckas
+
+
+def _estimates(
+    kernels: Tensor, pairs: Sequence[tuple[int, int]], estimator: Estimator, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """(groups, qualities, m, m) -> the estimator with gradient and unbiased CKA without, (groups, P) each."""
+    first = torch.stack([kernels[:, a] for a, _ in pairs], dim=1)
+    second = torch.stack([kernels[:, b] for _, b in pairs], dim=1)
+    values = estimate(first, second, estimator, epsilon=epsilon)
+    if estimator == "cka_unbiased":
+        return values, values.detach()
+    return values, cka_unbiased(first.detach(), second.detach())
+
+
 def _paired_size(kernel_x: Tensor, kernel_y: Tensor, minimum: int) -> int:
-    m = kernel_x.shape[0]
-    if kernel_x.shape != (m, m) or kernel_y.shape != (m, m):
+    m = kernel_x.shape[-1]
+    if kernel_x.shape[-2:] != (m, m) or kernel_y.shape[-2:] != (m, m):
         got = f"{tuple(kernel_x.shape)} and {tuple(kernel_y.shape)}"
         raise ValueError(f"kernels: got {got}, expected two (m, m) matrices over the same m tuples")
     if m < minimum:
@@ -167,21 +233,26 @@ def _paired_size(kernel_x: Tensor, kernel_y: Tensor, minimum: int) -> int:
     return m
 
 
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=(-2, -1))
+
+
 def _double_centred(kernel: Tensor) -> Tensor:
-    rows = kernel - kernel.mean(dim=1, keepdim=True)
-    both = rows - rows.mean(dim=0, keepdim=True)
-    return (both + both.T) / 2  # symmetric to the last bit, as Cholesky assumes
+    rows = kernel - kernel.mean(dim=-1, keepdim=True)
+    both = rows - rows.mean(dim=-2, keepdim=True)
+    return (both + both.mT) / 2  # symmetric to the last bit, as Cholesky assumes
 
 
 def _u_centred(kernel: Tensor) -> Tensor:
-    m = len(kernel)
+    m = kernel.shape[-1]
     off_diagonal = 1 - torch.eye(m, dtype=kernel.dtype, device=kernel.device)
     zeroed = kernel * off_diagonal  # zeroed, not "minus diag(K)", which would broadcast along the rows
-    row_sums = zeroed.sum(dim=1)
-    means = (row_sums[:, None] + row_sums[None, :]) / (m - 2) - row_sums.sum() / ((m - 1) * (m - 2))
+    sums = zeroed.sum(dim=-1)
+    total = sums.sum(dim=-1)[..., None, None]
+    means = (sums[..., :, None] + sums[..., None, :]) / (m - 2) - total / ((m - 1) * (m - 2))
     return (zeroed - means) * off_diagonal
 
 
 def _scale(matrix: Tensor) -> Tensor:
-    largest = matrix.detach().abs().max()
+    largest = matrix.detach().abs().amax(dim=(-2, -1), keepdim=True)
     return torch.where(largest > 0, largest, torch.ones_like(largest))

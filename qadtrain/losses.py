@@ -3,19 +3,32 @@
     L = mean_q CE(f(x_q), y) - alpha * sum_l w_l * sum_(a,b) HSIC(z_l(x_a), z_l(x_b))
 
 The form is inferred from the published configs and supplementary material; docs/method.md gives the reasons.
+
+With several processes DDP averages their gradients. Each process's loss is made so that this average is the gradient
+of one process that holds the whole batch: the cross-entropy always, HSIC with ``hsic.scope = "gathered"``.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qadprep.errors import UserError
 from qadtrain.config import HsicConfig
-from qadtrain.hsic import MIN_TUPLES, cka_unbiased, estimate, full_precision, kernel_matrix
+from qadtrain.gram import as_rows, quality_grams
+from qadtrain.hsic import MIN_TUPLES, pair_values
 from qadtrain.models import ModelOutput
+
+if TYPE_CHECKING:
+    from qadtrain.distributed import Ranks
+
+AdversarialLoss = Literal["ce", "ce+hsic", "kl"]
 
 
 @dataclass
@@ -44,61 +57,170 @@ def balanced_class_weights(labels: Tensor) -> Tensor:
     return len(labels) / (2 * counts.float())
 
 
+def softened_kl(logits: Tensor, qualities: int, pairs: Sequence[tuple[int, int]], temperature: float) -> Tensor:
+    """Mean over pairs (a, b) and tuples of T^2 KL(softmax(z_a / T) || softmax(z_b / T)); gradient to both sides.
+
+    T^2 keeps the size of the gradient as T grows (Hinton et al. 2015). Without pairs it is zero.
+
+    Args:
+        logits: float (B * qualities, classes), row b * qualities + q is quality q of tuple b.
+        temperature: T > 0.
+    """
+    log_probs = (logits.float() / temperature).log_softmax(dim=-1).unflatten(0, (-1, qualities))
+    if not pairs:
+        return logits.float().sum() * 0
+    divergences = [
+        functional.kl_div(log_probs[:, b], log_probs[:, a], reduction="batchmean", log_target=True) for a, b in pairs
+    ]
+    return temperature**2 * torch.stack(divergences).mean()
+
+
 class QadLoss:
-    """Callable on a model's output for B tuples of M qualities each."""
+    """Callable on a model's output for B tuples of M qualities each.
+
+    Args:
+        taps: names of the features that HSIC compares, one for each of ``config.weights``.
+        qualities: M, best first.
+        class_weights: float (2,) of real and of fake in the cross-entropy; its mean is over the weights of the
+            images of all processes.
+        label_smoothing: of the cross-entropy, 0 to below 1.
+        ranks: the processes of the run; ``None`` = one.
+
+    Raises:
+        UserError: groups of fewer tuples than the unbiased estimator needs.
+    """
 
     def __init__(
-        self, config: HsicConfig, taps: list[str], qualities: int, class_weights: Tensor | None = None
+        self,
+        config: HsicConfig,
+        taps: list[str],
+        qualities: int,
+        class_weights: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.config, self.qualities = config, qualities
-        self.class_weights = class_weights  # float (2,): of real and of fake in the cross-entropy
+        if 0 < config.group_tuples < MIN_TUPLES:
+            raise UserError(
+                f"hsic.group_tuples: got {config.group_tuples}, expected 0 (one group) or at least {MIN_TUPLES}"
+            )
+        self.config, self.qualities, self.label_smoothing = config, qualities, label_smoothing
+        self.class_weights = class_weights
+        self.ranks = ranks if ranks is not None and ranks.world > 1 else None
         self.tap_weights = dict(zip(taps, config.weights, strict=True))
         self.pairs = quality_pairs(qualities, config.pairs)
 
     def __call__(
         self, output: ModelOutput, labels: Tensor, *, use_hsic: bool = True, measure: bool = True
     ) -> LossTerms:
-        """Loss terms of a batch.
+        """Loss terms of a batch. All processes call it with equal arguments and equally many tuples.
 
         Args:
             output: logits (B * M, 2) and features (B * M, ...), tuple by tuple: row b * M + q is quality q.
             labels: int64 (B,), 1 = fake.
             use_hsic: leave HSIC out of ``total`` when False (head-only epochs, AWP on CE).
             measure: compute HSIC and CKA for the logs also where they do not enter the loss.
+
+        Raises:
+            UserError: ``hsic.group_tuples`` does not divide the tuples.
         """
-        logits = output.logits.float()
-        cross_entropy = functional.cross_entropy(
-            logits, labels.repeat_interleave(self.qualities), weight=self.class_weights
-        )
+        cross_entropy = self.cross_entropy(output.logits, labels)
         use_hsic = use_hsic and self.config.alpha > 0
         terms = LossTerms(cross_entropy, cross_entropy.detach(), torch.zeros_like(cross_entropy).detach())
-        if not self.pairs or len(labels) < MIN_TUPLES or not (use_hsic or measure):
+        if not self.pairs or not (use_hsic or measure) or self._tuples_seen(labels) < MIN_TUPLES:
             return terms
         with torch.set_grad_enabled(use_hsic and torch.is_grad_enabled()):
-            hsic = self._hsic(output.features, terms)
+            hsic = self._hsic(output.features, labels, terms)
         if use_hsic:
             terms.total = cross_entropy - self.config.alpha * hsic.to(cross_entropy.dtype)
-        terms.hsic = hsic.detach()
+        terms.hsic = hsic.detach().to(cross_entropy.dtype)
         return terms
 
-    def _hsic(self, features: Mapping[str, Tensor], terms: LossTerms) -> Tensor:
-        config = self.config
-        total = torch.zeros((), dtype=torch.float64 if terms.total.device.type != "mps" else torch.float32)
-        total = total.to(terms.total.device)
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over images and qualities, in float32. Its mean over the processes is that of the whole batch."""
+        targets = labels.repeat_interleave(self.qualities)
+        smoothing = self.label_smoothing
+        if self.class_weights is None:
+            return functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        weights = self.class_weights.to(logits.device, torch.float32)
+        if self.ranks is None:
+            return functional.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
+        total = functional.cross_entropy(
+            logits.float(), targets, weight=weights, label_smoothing=smoothing, reduction="sum"
+        )
+        # Another share of fakes in each process: the mean over own weights would not average to the global one.
+        return total * self.ranks.world / self.ranks.sum(weights[targets].sum())
+
+    def adversarial(
+        self, output: ModelOutput, labels: Tensor, loss: AdversarialLoss, temperature: float, use_hsic: bool
+    ) -> Tensor:
+        """The scalar that AWP raises, with gradient; arguments as for a call.
+
+        ``ce``: the cross-entropy. ``ce+hsic``: the whole objective (the cross-entropy alone while ``use_hsic`` is
+        False). ``kl``: cross-entropy plus :func:`softened_kl` from the best quality to each other one, whatever
+        ``hsic.pairs`` says.
+        """
+        if loss == "ce+hsic":
+            return self(output, labels, use_hsic=use_hsic, measure=False).total
+        cross_entropy = self.cross_entropy(output.logits, labels)
+        if loss == "ce":
+            return cross_entropy
+        if loss != "kl":
+            raise ValueError(f"loss: got {loss!r}, expected ce, ce+hsic or kl")
+        pairs = quality_pairs(self.qualities, "reference")
+        return cross_entropy + softened_kl(output.logits, self.qualities, pairs, temperature)
+
+    def _gathers(self, local_tuples: int) -> bool:
+        """Whether features of other processes are needed: not where every group lies inside one process."""
+        group = self.config.group_tuples
+        inside = group > 0 and local_tuples % group == 0
+        return self.ranks is not None and self.config.scope == "gathered" and not inside
+
+    def _tuples_seen(self, labels: Tensor) -> int:
+        return len(labels) * (self.ranks.world if self.ranks is not None and self._gathers(len(labels)) else 1)
+
+    def _hsic(self, features: Mapping[str, Tensor], labels: Tensor, terms: LossTerms) -> Tensor:
+        config, seen = self.config, self._tuples_seen(labels)
+        group = config.group_tuples or seen
+        if seen % group:
+            raise UserError(
+                f"hsic.group_tuples: got {group}, expected a divisor of the {seen} tuples that HSIC sees at once "
+                "(data.batch_tuples / optim.accumulate_steps; of one process with hsic.scope = local)"
+            )
+        gathers = self._gathers(len(labels))
+        classes = None
+        if config.given_label:
+            with torch.no_grad():
+                labels = self.ranks.gather(labels) if gathers else labels
+            classes = class_places(labels, group)
+        total: Tensor | None = None
         for tap, weight in self.tap_weights.items():
-            flat = features[tap]
-            by_quality = flat.reshape(-1, self.qualities, *flat.shape[1:])
-            with full_precision(flat.device):
-                kernels = [
-                    kernel_matrix(by_quality[:, q], config.kernel, bandwidth=config.bandwidth, sigma=config.sigma)
-                    for q in range(self.qualities)
-                ]
-                values = [
-                    estimate(kernels[a], kernels[b], config.estimator, epsilon=config.epsilon) for a, b in self.pairs
-                ]
-                with torch.no_grad():
-                    ckas = [cka_unbiased(kernels[a], kernels[b]) for a, b in self.pairs]
-            total = total + weight * torch.stack(values).sum()
-            terms.hsic_by_tap[tap] = torch.stack(values).mean().detach()
-            terms.cka_by_tap[tap] = torch.stack(ckas).mean()
-        return total
+            rows = as_rows(features[tap])
+            rows = self.ranks.gather(rows) if gathers else rows
+            values, ckas = pair_values(
+                quality_grams(rows, self.qualities, group),
+                self.pairs,
+                kernel=config.kernel,
+                bandwidth=config.bandwidth,
+                sigma=config.sigma,
+                dims=rows.shape[1],
+                estimator=config.estimator,
+                epsilon=config.epsilon,
+                classes=classes,
+            )
+            summed = weight * values.sum()
+            total = summed if total is None else total + summed
+            terms.hsic_by_tap[tap] = values.mean().detach()
+            terms.cka_by_tap[tap] = ckas.mean()
+        return torch.zeros_like(terms.cross_entropy) if total is None else total
+
+
+def class_places(labels: Tensor, group_tuples: int) -> list[list[Tensor]]:
+    """For each group of consecutive tuples the places of each class in it, as ``pair_values`` takes them.
+
+    Labels on a GPU cost one wait for it, since how many tuples a class has decides the shapes.
+    """
+    groups = labels.detach().cpu().split(group_tuples)
+    return [
+        [(group == label).nonzero()[:, 0].to(labels.device) for label in group.unique().tolist()] for group in groups
+    ]
