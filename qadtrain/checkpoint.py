@@ -1,103 +1,192 @@
 """Checkpoints that are either whole or not there, and the files of a run folder.
 
     RUN/config.toml  run.json  metrics.jsonl  tensorboard/
-    RUN/checkpoints/last.safetensors  last.state.pt  best.safetensors
+    RUN/checkpoints/step-00000120.safetensors  step-00000120.state.pt  best.safetensors
 
-``last`` is a pair. Both files are written and synced under temporary names before the first of them is renamed,
-so a crash between the two renames leaves everything needed to finish the second (:func:`load_last` does).
-Weights are safetensors; optimiser, schedule, random state and position are a ``torch.save`` file of plain
-values, loaded with ``weights_only=True``.
+A checkpoint is a pair. Both files are written and synced under temporary names; the rename of the state is the
+moment from which the new pair counts. Should the process die before the weights have their name too,
+:func:`load_last` gives it to them. Older pairs are deleted after that. The state holds the SHA-256 of its weights: what
+does not belong together, or is damaged, is seen, and the newest whole pair is taken.
+
+``last`` is the newest whole pair. Weights are safetensors; optimiser, schedule, moving average, gradient scaler,
+random state and position are a ``torch.save`` file of plain values, loaded with ``weights_only=True``. Folders of
+earlier versions have one pair, ``last.safetensors`` and ``last.state.pt``; it is still read.
 """
 
+import hashlib
+import io
 import json
-import os
-import random
-from collections.abc import Mapping
+import re
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from qadprep.errors import UserError
+from qadtrain.config_io import load_config, read_toml
+from qadtrain.facts import config_hash
+from qadtrain.generators import random_state, restore_random_state
+from qadtrain.safe_files import explained, pending, remove, sha256_of, sync_folder, write_atomically, write_synced
+
+__all__ = [
+    "CONFIG_NAME",
+    "RUN_NAME",
+    "Pair",
+    "checkpoint_path",
+    "has_checkpoints",
+    "load_last",
+    "load_weights",
+    "pairs",
+    "random_state",
+    "read_run_json",
+    "restore_random_state",
+    "save_best",
+    "save_last",
+    "write_atomically",
+    "write_run_json",
+]
 
 CONFIG_NAME, RUN_NAME = "config.toml", "run.json"
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1: one pair named `last`, without the hash of the weights
+_WEIGHTS, _STATE = ".safetensors", ".state.pt"
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two files of a checkpoint. ``step`` is -1 for the pair ``last`` of earlier versions."""
+
+    step: int
+    weights: Path
+    state: Path
+
+
+class _Damaged(UserError):
+    """This pair cannot be used; an older one may."""
+
+
+def pairs(run_dir: Path) -> list[Pair]:
+    """Checkpoints of a run, newest first. The state is there; nothing else is checked."""
+    folder = _folder(run_dir)
+    names = (re.fullmatch(r"step-(\d+)\.state\.pt", path.name) for path in folder.glob(f"*{_STATE}"))
+    found = sorted((_pair(folder, int(name[1])) for name in names if name), key=lambda pair: -pair.step)
+    old = Pair(-1, folder / f"last{_WEIGHTS}", folder / f"last{_STATE}")
+    return [*found, old] if old.state.is_file() else found
 
 
 def checkpoint_path(run_dir: Path, which: str) -> Path:
-    """Weights file of ``best`` or ``last``."""
-    return Path(run_dir) / "checkpoints" / f"{which}.safetensors"
+    """Weights file of ``best`` or ``last``. Without a checkpoint, a path at which there is no file."""
+    if which == "last":
+        for pair in pairs(run_dir):
+            if pair.weights.is_file():
+                return pair.weights
+    return _folder(run_dir) / f"{which}{_WEIGHTS}"
 
 
 def has_checkpoints(run_dir: Path) -> bool:
     """Whether there is something to resume from; leftovers of a run killed before its first save are not."""
-    return _state_path(run_dir).is_file()
+    return bool(pairs(run_dir))
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename: readers see the old file or the new one, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    _rename(temporary, path)
-
-
-def save_best(run_dir: Path, model: nn.Module, note: Mapping[str, Any]) -> None:
-    """Write ``best.safetensors`` with a note (epoch, step, metric) in its header."""
-    path = checkpoint_path(run_dir, "best")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _rename(_write_weights(path, model, note), path)
-
-
-def save_last(run_dir: Path, model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Write the pair a run resumes from.
+def save_best(run_dir: Path, model: nn.Module | Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Write ``best.safetensors`` with a note (epoch, step, metric) in its header.
 
     Args:
-        state: tensors, numbers, strings, lists, tuples and dictionaries only; must hold ``global_step``.
-    """
-    weights = checkpoint_path(run_dir, "last")
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    step = int(state["global_step"])
-    new_weights = _write_weights(weights, model, {"global_step": step})
-    state_file = _state_path(run_dir)
-    new_state = state_file.with_name(state_file.name + ".tmp")
-    with new_state.open("wb") as file:
-        torch.save({"version": STATE_VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    _rename(new_state, state_file)
-    _rename(new_weights, weights)
-
-
-def load_last(run_dir: Path, model: nn.Module) -> dict[str, Any]:
-    """Load the weights into ``model`` and return the state saved with them.
+        model: the bare network, or a state dictionary such as that of the moving average.
 
     Raises:
-        UserError: no checkpoint, a damaged one, or one of another format version.
+        UserError: the disk is full; the best one before stands.
     """
-    state_file, weights = _state_path(run_dir), checkpoint_path(run_dir, "last")
-    if not state_file.is_file():
-        raise UserError(f"{run_dir}: no checkpoint to resume from; start without --resume")
+    path = checkpoint_path(run_dir, "best")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, _weights_bytes(model, note))
+
+
+def save_last(
+    run_dir: Path,
+    model: nn.Module | Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int = 1,
+    ema: nn.Module | Mapping[str, Tensor] | None = None,
+    note: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the pair a run resumes from, then delete the older ones but the ``keep`` newest.
+
+    Args:
+        model: the bare network, without a wrapper that changes the names of its parameters.
+        state: tensors, numbers, strings, lists, tuples and dictionaries only; must hold ``global_step``.
+        keep: pairs in the folder afterwards, at most.
+        ema: moving average of the weights; ``state["ema"]`` after loading.
+        note: more for the header of the weights, beside ``global_step``, the position's ``epoch`` and ``best_score``,
+            and ``config``, the hash of the folder's config.toml (:func:`qadtrain.facts.config_hash`).
+
+    Raises:
+        UserError: the disk is full; the checkpoint before stands.
+        TypeError: the state holds what ``weights_only=True`` would refuse.
+    """
+    step, folder = int(state["global_step"]), _folder(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"version": STATE_VERSION, **state}
+    if ema is not None:
+        contents["ema"] = _on_host(ema)
+    _check_plain(contents, "state")
+    weights_data = _weights_bytes(model, {"global_step": step, **_position_note(run_dir, state), **(note or {})})
+    contents["weights_sha256"] = hashlib.sha256(weights_data).hexdigest()
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    before = pairs(run_dir)
+    pair = _pair(folder, step)
+    new_weights, new_state = pending(pair.weights), pending(pair.state)
+    counts = False
     try:
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{state_file}: damaged checkpoint state ({type(error).__name__}); start a new run") from error
-    if state.get("version") != STATE_VERSION:
-        raise UserError(f"{state_file}: format {state.get('version')}, expected {STATE_VERSION}; start a new run")
-    pending = weights.with_name(weights.name + ".tmp")
-    step = int(state["global_step"])
-    if _saved_step(weights) != step and _saved_step(pending) == step:
-        _rename(pending, weights)  # the process died between the two renames
-    if _saved_step(weights) != step:
-        raise UserError(f"{weights}: got weights of step {_saved_step(weights)}, expected {step}; start a new run")
-    load_weights(weights, model)
-    return state
+        write_synced(new_weights, weights_data)
+        write_synced(new_state, buffer.getbuffer())
+        counts = True
+        new_state.replace(pair.state)
+    except BaseException as error:
+        if not counts or new_state.exists():  # else an interrupt came after the rename: the weights are needed
+            remove([new_weights, new_state])
+        kept = f"the checkpoint {before[0].weights.stem}" if before else ""
+        raise explained(error, pair.weights, len(weights_data) + buffer.tell(), kept) from error
+    # Each rename is on the disk before the next one: in any other order a power cut could part an overwritten pair.
+    sync_folder(folder)
+    new_weights.replace(pair.weights)
+    sync_folder(folder)
+    _delete_old(folder, step, keep)
+
+
+def load_last(run_dir: Path, model: nn.Module, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Load the weights of the newest whole pair into ``model`` and return the state saved with them.
+
+    Args:
+        say: takes a line when a damaged pair is passed over; by default it goes to stderr.
+
+    Raises:
+        UserError: no checkpoint, no whole one, or one of another format version or another model.
+    """
+    faults: list[str] = []
+    for pair in pairs(run_dir):
+        try:
+            state = _open(pair)
+        except _Damaged as fault:
+            faults.append(str(fault))
+            continue
+        load_weights(pair.weights, model)
+        if faults:
+            line = f"{faults[0]}; going on from the checkpoint of step {state['global_step']} instead"
+            (say or (lambda text: print(text, file=sys.stderr)))(line)
+        return state
+    if faults:
+        raise UserError(f"{faults[0]}; start a new run")
+    raise UserError(f"{run_dir}: no checkpoint to resume from; start without --resume")
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, str]:
@@ -122,29 +211,6 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, str]:
     return note
 
 
-def random_state() -> dict[str, Any]:
-    """State of every generator in the process, as plain values."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    version, internal, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
-        "python": [version, list(internal), gauss_next],
-    }
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put every generator back to a state of :func:`random_state`."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-
-
 def write_run_json(run_dir: Path, facts: Mapping[str, Any]) -> None:
     write_atomically(Path(run_dir) / RUN_NAME, (json.dumps(facts, indent=2) + "\n").encode())
 
@@ -159,17 +225,88 @@ def read_run_json(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a run folder of `qadtrain fit` ({reason})") from None
 
 
-def _state_path(run_dir: Path) -> Path:
-    return Path(run_dir) / "checkpoints" / "last.state.pt"
+def _folder(run_dir: Path) -> Path:
+    return Path(run_dir) / "checkpoints"
 
 
-def _write_weights(path: Path, model: nn.Module, note: Mapping[str, Any]) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    tensors: dict[str, Tensor] = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
-    save_file(tensors, temporary, metadata={key: str(value) for key, value in note.items()})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    return temporary
+def _pair(folder: Path, step: int) -> Pair:
+    return Pair(step, folder / f"step-{step:08d}{_WEIGHTS}", folder / f"step-{step:08d}{_STATE}")
+
+
+def _open(pair: Pair) -> dict[str, Any]:
+    """The state of a pair whose weights are whole and belong to it."""
+    try:
+        with zipfile.ZipFile(pair.state) as file:
+            damaged = file.testzip()  # torch.load does not compare the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
+        state = torch.load(pair.state, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _Damaged(f"{pair.state}: damaged checkpoint state ({type(error).__name__})") from error
+    version = state.get("version")
+    if version not in (1, STATE_VERSION):
+        raise UserError(f"{pair.state}: format {version}, expected {STATE_VERSION}; start a new run")
+    mark = _saved_step if version == 1 else sha256_of
+    expected = int(state["global_step"]) if version == 1 else state["weights_sha256"]
+    if mark(pair.weights) == expected:
+        return state
+    if mark(pending(pair.weights)) == expected:  # the process died between the two renames
+        pending(pair.weights).replace(pair.weights)
+        sync_folder(pair.weights.parent)
+        return state
+    if version == 1:
+        got = _saved_step(pair.weights)
+        raise _Damaged(f"{pair.weights}: got weights of step {got}, expected {expected}")
+    raise _Damaged(f"{pair.weights}: {'damaged weights' if pair.weights.is_file() else 'weights are missing'}")
+
+
+def _delete_old(folder: Path, step: int, keep: int) -> None:
+    """Keep ``step`` and the newest before it. What is after it was passed over as damaged when the run resumed."""
+    found = pairs(folder.parent)
+    kept = [pair for pair in found if pair.step <= step][: max(1, keep)]
+    names = {path.name for pair in kept for path in (pair.weights, pair.state)}
+    # A state before its weights: half a deletion leaves weights alone, which are no checkpoint.
+    remove(pair.state for pair in found if pair not in kept)
+    files = [*folder.glob("step-*"), *folder.glob("last.*")]
+    remove(file for file in files if file.name not in names)
+
+
+def _on_host(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the host, one piece of memory each, as safetensors wants them."""
+    tensors, seen = {}, set()
+    for name, tensor in (model.state_dict() if isinstance(model, nn.Module) else model).items():
+        host = tensor.detach().cpu().contiguous()
+        memory = host.untyped_storage().data_ptr()
+        tensors[name] = host.clone() if memory in seen else host
+        seen.add(memory)
+    return tensors
+
+
+def _weights_bytes(model: nn.Module | Mapping[str, Tensor], note: Mapping[str, Any]) -> bytes:
+    return save(_on_host(model), metadata={key: str(value) for key, value in note.items()})
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, Tensor) or type(value) in _PLAIN:
+        return
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _check_plain(key, where)
+            _check_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{where}[{number}]")
+    else:
+        raise TypeError(f"{where}: {type(value).__name__} cannot be in a checkpoint, which holds plain values only")
+
+
+def _position_note(run_dir: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    position = state.get("position", {})
+    note = {name: position[name] for name in ("epoch", "best_score") if position.get(name) is not None}
+    file = Path(run_dir) / CONFIG_NAME
+    if file.is_file():
+        note["config"] = config_hash(load_config(base=read_toml(file)))
+    return note
 
 
 def _saved_step(path: Path) -> int | None:
@@ -178,12 +315,3 @@ def _saved_step(path: Path) -> int | None:
             return int((file.metadata() or {}).get("global_step", -1))
     except (SafetensorError, OSError):
         return None
-
-
-def _rename(source: Path, target: Path) -> None:
-    source.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
