@@ -14,10 +14,15 @@ CLASSES = 2  # 0 = real, 1 = fake
 class ModelOutput(NamedTuple):
     logits: Tensor  # (N, 2), class 1 = fake
     features: dict[str, Tensor]  # tap -> (N, ...), as the module returned it
+    extra_loss: Tensor | None = None  # scalar that a model adds to its training loss (mat); None for all others
 
 
 class TappedModel(nn.Module):
     """A backbone with timm's three methods, read out at named modules.
+
+    A backbone may have three more methods: ``extra_loss(maps, images, labels)``, a scalar that belongs to its training
+    loss, where ``maps`` is what ``forward_features`` gave; ``set_epoch(epoch)``; and ``trunk_state(state)``, which
+    turns the weights of the ImageNet network it is built on into weights of its own.
 
     Args:
         backbone: has ``forward_features(x)``, ``forward_head(x, pre_logits=True)`` and ``get_classifier()``.
@@ -51,15 +56,43 @@ class TappedModel(nn.Module):
         """The classifier: all that the head-only epochs train."""
         return self.backbone.get_classifier()
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        """Images float (N, 3, H, W), normalised RGB -> logits and tapped features."""
+    def forward(self, images: Tensor, labels: Tensor | None = None, *, extra_loss: bool = True) -> ModelOutput:
+        """Logits, tapped features and, for a model that has one, the extra training loss.
+
+        Args:
+            images: float (N, 3, H, W), normalised RGB.
+            labels: int64 (B,) with N = B x qualities, tuple by tuple, 1 = fake. Only a model with an extra loss needs
+                them, in training mode.
+            extra_loss: False leaves the extra loss out, for passes that do not train (the one AWP finds its
+                direction with).
+
+        Raises:
+            UserError: a model with an extra loss in training mode, without labels.
+        """
         self._seen.clear()
-        pooled = self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
+        maps = self.backbone.forward_features(images)
+        pooled = self.backbone.forward_head(maps, pre_logits=True)
         logits = self.head(pooled)
         self._seen.update(pooled=pooled, logits=logits)
         features = {tap: self._seen[tap] for tap in self.taps}
+        extra = None
+        # In the head-only epochs the backbone is in evaluation mode: then the cross-entropy alone trains.
+        if extra_loss and self.has_extra_loss and self.backbone.training:
+            if labels is None:
+                raise UserError("this model's training loss needs the labels, expected model(images, labels)")
+            extra = self.backbone.extra_loss(maps, images, labels.repeat_interleave(len(images) // len(labels)))
         self._seen.clear()  # keeps no graph alive past the caller's use
-        return ModelOutput(logits, features)
+        return ModelOutput(logits, features, extra)
+
+    @property
+    def has_extra_loss(self) -> bool:
+        """Whether the training loss has a part of the model's own, for which ``forward`` needs the labels."""
+        return hasattr(self.backbone, "extra_loss")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the model which epoch (from 0) begins; a model that changes nothing over the epochs ignores it."""
+        if hasattr(self.backbone, "set_epoch"):
+            self.backbone.set_epoch(epoch)
 
     def train_head_only(self, head_only: bool) -> None:
         """Freeze all but the classifier (and hold its norms in evaluation mode), or free everything again.
@@ -83,3 +116,13 @@ class TappedModel(nn.Module):
             self._seen[tap] = output
 
         return hook
+
+
+def check_size(images: Tensor, size_px: int, name: str) -> None:
+    """Raise UserError unless the images are (N, 3, size_px, size_px): the published network takes no other size."""
+    if images.shape[1:] != (3, size_px, size_px):
+        got = "x".join(map(str, images.shape[1:]))
+        raise UserError(
+            f"data.image_size_px: model {name} got images of {got}, expected 3x{size_px}x{size_px}; "
+            f"use --set data.image_size_px={size_px}"
+        )

@@ -1,4 +1,4 @@
-"""Taps, the frozen backbone, and pretrained weights from a file."""
+"""Taps, the frozen backbone, model cards, and pretrained weights from a file."""
 
 import pytest
 import timm
@@ -9,8 +9,9 @@ from torch import nn
 from qadprep.errors import UserError
 from qadtrain.config import ModelConfig
 from qadtrain.config_io import load_config
-from qadtrain.models import build_model, register
+from qadtrain.models import build_model, describe, register, registry
 from qadtrain.models.fetch import reachable
+from qadtrain.models.weights import match_keys
 
 
 def config(name: str = "tiny", taps: tuple[str, ...] = ("stage1",), **fields) -> ModelConfig:
@@ -70,7 +71,9 @@ def test_head_only_freezes_all_but_the_classifier_and_its_norms():
 
 
 def test_wrong_names_are_answered_with_choices():
-    with pytest.raises(UserError, match=r"model.name: got 'resnet5', expected tiny or a model name of timm"):
+    with pytest.raises(
+        UserError, match=r"model.name: got 'resnet5', expected one of f3net, .*tiny.* or a model name of timm"
+    ):
         build_model(config("resnet5"))
     with pytest.raises(UserError, match=r"model.taps: got 'stage9', expected .*stage1.*pooled, logits"):
         build_model(config(taps=("stage9",)))
@@ -147,6 +150,7 @@ def test_files_that_do_not_fit_are_reported_by_kind(tmp_path, resnet18):
     with pytest.raises(UserError) as caught:
         build_model(config("resnet18", taps=("layer1",), weights=str(tmp_path / "w.pth")))
     message = str(caught.value)
+    assert f"of its {len(resnet18)} tensors {len(resnet18) - 4} fit;" in message  # the classifier does not count
     assert "1 missing (layer1.0.conv1.weight)" in message
     assert "1 not in the model (extra.weight)" in message
     assert "1 of another shape (conv1.weight (64, 1, 7, 7) for (64, 3, 7, 7))" in message
@@ -168,7 +172,123 @@ def test_a_pickle_is_not_executed(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_registered_models_are_found_by_name():
+@pytest.mark.parametrize("prefix", ["model.", "encoder.", "net.", "module.network.", "module.model.backbone."])
+def test_prefixes_of_published_checkpoints_fall(prefix):
+    own = {"conv.weight": torch.zeros(2, 3, 1, 1), "fc.weight": torch.zeros(2, 4), "fc.bias": torch.zeros(2)}
+    match = match_keys({prefix + name: value + 1 for name, value in own.items()}, own, ["fc.weight", "fc.bias"])
+    assert match and not match.head_skipped
+    assert {name: float(value.mean()) for name, value in match.fitting.items()} == dict.fromkeys(own, 1.0)
+
+
+def test_a_prefix_that_is_the_models_own_stays():
+    own = {"net.0.weight": torch.zeros(2), "model.net.0.weight": torch.zeros(3)}
+    match = match_keys({"net.0.weight": torch.ones(2), "model.net.0.weight": torch.ones(3)}, own)
+    assert match and {n: len(v) for n, v in match.fitting.items()} == {"net.0.weight": 2, "model.net.0.weight": 3}
+
+
+@pytest.mark.parametrize("name", ["last_linear", "last_linear.1", "_fc", "head", "logits"])
+def test_a_classifier_under_another_usual_name_is_the_classifier(name):
+    own = {"conv.weight": torch.zeros(2, 3, 1, 1), "fc.weight": torch.zeros(2, 4), "fc.bias": torch.zeros(2)}
+    state = {
+        "conv.weight": torch.ones(2, 3),
+        f"model.{name}.weight": torch.ones(2, 4),
+        f"model.{name}.bias": own["fc.bias"],
+    }
+    match = match_keys(state, own, ["fc.weight", "fc.bias"])
+    assert match and match.fitting["fc.weight"].sum() == 8
+    assert match.fitting["conv.weight"].shape == (2, 3, 1, 1)  # a 1x1 convolution saved without its last dimensions
+    state[f"model.{name}.weight"] = torch.ones(1000, 4)
+    match = match_keys(state, own, ["fc.weight", "fc.bias"])
+    assert match and match.head_skipped and set(match.fitting) == {"conv.weight"}
+
+
+def test_keys_that_do_not_meet_are_told_apart():
+    own = {f"a{number}.weight": torch.zeros(2) for number in range(6)} | {"a0.num_batches_tracked": torch.zeros(())}
+    match = match_keys(
+        {"a0.weight": torch.ones(3), "model.a1.weight": torch.ones(2), "net.a1.weight": torch.ones(2)}, own
+    )
+    assert not match
+    assert match.misshapen == ["a0.weight (3,) for (2,)"] and match.ambiguous == ["a1.weight"]
+    assert match.missing == [f"a{number}.weight" for number in range(2, 6)] and match.foreign == []
+    assert str(match) == (
+        "1 fit; 4 missing (a2.weight, a3.weight, a4.weight, a5.weight); 1 of another shape (a0.weight (3,) for (2,)); "
+        "1 given twice (a1.weight)"
+    )
+    assert "6 missing (a0.weight, a1.weight, a2.weight, a3.weight, ...)" in str(match_keys({}, own))
+
+
+class Doubled(nn.Module):
+    """A model on top of an ImageNet network, as f3net and mat are."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.new = timm.create_model("test_resnet", num_classes=0), nn.Conv2d(96, 8, 1)
+        self.fc = nn.Linear(8, 2)
+
+    def forward_features(self, x):
+        return self.new(self.trunk.forward_features(x))
+
+    def forward_head(self, x, pre_logits=False):
+        return x.mean(dim=(2, 3)) if pre_logits else self.fc(x.mean(dim=(2, 3)))
+
+    def get_classifier(self):
+        return self.fc
+
+    def trunk_state(self, state):
+        return {f"trunk.{name}": value for name, value in state.items()}
+
+
+@pytest.fixture
+def doubled(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    register("doubled", lambda _config: Doubled(), trunk="test_resnet")
+    return config("doubled", taps=("trunk.layer1",))
+
+
+def test_a_file_of_the_trunk_fills_the_trunk_and_says_what_stays_random(tmp_path, doubled):
+    trunk = timm.create_model("test_resnet")
+    torch.save({"state_dict": trunk.state_dict()}, tmp_path / "w.pth")
+    model, report = build_model(doubled.model_copy(update={"weights": str(tmp_path / "w.pth")}))
+    wanted = {name: value for name, value in trunk.state_dict().items() if not name.startswith("fc.")}
+    own = model.backbone.trunk.state_dict()
+    assert set(own) == set(wanted) and all(torch.equal(own[name], value) for name, value in wanted.items())
+    assert report.loaded == len(wanted)
+    assert report.fresh == ("new.weight", "new.bias", "fc.weight", "fc.bias")
+    assert "trunk only, 4 start at random (new.weight, new.bias, fc.weight, fc.bias)" in str(report)
+    state = trunk.state_dict() | {"extra": torch.zeros(1)}
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"does not fit the model: .*missing \(trunk.conv1"):
+        build_model(doubled.model_copy(update={"weights": str(tmp_path / "other.pth")}))
+
+
+def test_pretrained_weights_of_the_trunk_are_fetched(monkeypatch, doubled):
+    fetched = timm.create_model("test_resnet", num_classes=0)
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        return fetched if pretrained else create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("qadtrain.models.fetch.reachable", lambda _url: False)
+    model, report = build_model(doubled.model_copy(update={"pretrained": True}))
+    assert torch.equal(model.backbone.trunk.conv1[0].weight, fetched.conv1[0].weight)
+    assert report.origin.startswith("timm pretrained: ") and len(report.fresh) == 4
+
+
+def test_cards_state_what_a_model_of_timm_expects():
+    card = describe("legacy_xception")
+    assert (card.input_size_px, card.normalization, card.parameters) == (299, "half", 20_811_050)
+    card = describe("resnet18")
+    assert card.stage_taps == ("act1", "layer1", "layer2", "layer3", "layer4")
+    assert (card.input_size_px, card.normalization, card.paper) == (224, "imagenet", "")
+    assert card.parameters == 11_177_538  # torchvision's 11,689,512 with 1000 classes, less 998 x 513
+    with pytest.raises(UserError, match=r"model.name: got 'resnet5'"):
+        describe("resnet5")
+
+
+def test_registered_models_are_found_by_name(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
     class Linear(nn.Module):
         def __init__(self):
             super().__init__()
