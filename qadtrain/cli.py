@@ -1,5 +1,6 @@
 """The command line: parse, build a configuration, call, print. torch is imported by the commands, not by --help."""
 
+import errno
 import json
 import os
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -45,12 +46,24 @@ def fit_command(
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="One field, over everything; repeatable.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Pretrained weights from a file instead of fetching.")] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", metavar="N|auto", help="Tuples per step; auto = the most that fits.")
+    ] = None,
+    skip_bad: Annotated[
+        int | None, typer.Option("--skip-bad", min=0, help="Damaged tuples to leave out at most.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with another configuration or other data; it is recorded.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Train on the train split; the best checkpoint is picked on the val split."""
+    """Train on the train split; the best checkpoint is picked on the val split.
+
+    Several GPUs: torchrun --nproc-per-node N -m qadtrain fit ...
+    """
     from qadtrain.config_io import load_config, read_toml
     from qadtrain.fit import CONFIG_NAME, fit
 
@@ -58,26 +71,33 @@ def fit_command(
     fields += [f"model.weights={json.dumps(str(weights))}"] if weights else []
     fields += [f"train.device={json.dumps(device)}"] if device else []
     fields += [f"data.num_workers={workers}"] if workers is not None else []
+    fields += [f"data.batch_tuples={_batch_tuples(batch)}"] if batch is not None else []
+    fields += [f"data.skip_bad={skip_bad}"] if skip_bad is not None else []
+    if allow_changes and not resume:
+        raise UserError("--allow-changes: got it without --resume, expected both")
     saved = out / CONFIG_NAME
     if preset is None and resume and saved.is_file():
         config = load_config(None, config_file, fields, base=read_toml(saved))
     else:
         config = load_config(preset or "qad-r", config_file, fields)
     with _interruptible():  # by a second Ctrl-C; the first one saves a checkpoint
-        summary = fit(shards, out, config, resume=resume)
+        summary = fit(shards, out, config, resume=resume, allow_changes=allow_changes)
+    if _rank():
+        return  # one of several processes speaks
     if as_json:
         _print_json(asdict(summary))
     elif not summary.stopped_by:
         for name, path in summary.checkpoints.items():
-            detail = f" (epoch {summary.best_epoch + 1}, {summary.best_by} {summary.best_score:.4f})"
+            detail = ""
+            if summary.best_score is not None:  # None: of a run that ranks by another metric since
+                detail = f" (epoch {summary.best_epoch + 1}, {summary.best_by} {summary.best_score:.4f})"
             typer.echo(f"{name}: {path}{detail if name == 'best' else ''}")
     if summary.stopped_by:
         typer.echo(
             f"stopped by {summary.stopped_by} at step {summary.steps}; checkpoint saved. "
-            f"Continue with: qadtrain fit {shards} --out {out} --resume",
+            f"Continue with: {_launcher()}qadtrain fit {shards} --out {out} --resume",
             err=True,
         )
-        raise typer.Exit(EXIT_INTERRUPTED if summary.stopped_by == "SIGINT" else 0)
 
 
 @app.command("eval")
@@ -118,8 +138,54 @@ def eval_command(
         _print_json({"folder": str(folder)} | contents)
 
 
+@app.command("runs")
+def runs_command(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Run folders, or folders of runs; default here.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Side by side: configuration, scores, losses.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List runs with their state and best score, newest first."""
+    from rich.console import Console
+
+    from qadtrain.run_tables import compare_runs, comparison_tables, runs_table
+    from qadtrain.runs import list_runs
+
+    runs, console = list_runs(folders or [Path()]), Console()
+    if compare:
+        comparison = compare_runs(runs)
+        if as_json:
+            _print_json(comparison.as_json())
+        else:
+            for table in comparison_tables(comparison):
+                console.print(table)
+    elif as_json:
+        _print_json({"runs": [run.as_json() for run in runs]})
+    else:
+        console.print(runs_table(runs))
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, in the order of the colours.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page, or its folder; default report.html in the first RUN.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One HTML page with curves, scores, configuration and events; a running run is shown as far as it is."""
+    from qadtrain.run_report import write_run_report
+
+    written = write_run_report(runs, out or runs[0])
+    if as_json:
+        _print_json(written)
+    else:
+        typer.echo(f"written: {written['report']}")
+
+
 def main() -> None:
-    """Entry point: a UserError is one line and exit code 2; --debug shows its traceback."""
+    """Entry point: a UserError or a full disk is one line and exit code 2; --debug shows its traceback."""
     # OpenMP's threads otherwise spin while they wait: with any other load on the cores that is many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv[1:]
@@ -130,8 +196,37 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_USER_ERROR)
+        _fail(str(error))
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{os.strerror(error.errno)}; the checkpoint before it is kept: free space, then use --resume")
+
+
+def _fail(message: str) -> NoReturn:
+    where = f"process {_rank()}: " if _rank() else ""
+    typer.echo(f"error: {where}{message}", err=True)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _rank() -> int:
+    """Which of several processes of torchrun this is; 0 alone."""
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0
+
+
+def _launcher() -> str:
+    world = os.environ.get("WORLD_SIZE", "")
+    return f"torchrun --nproc-per-node {world} -m " if world.isdecimal() and int(world) > 1 else ""
+
+
+def _batch_tuples(text: str) -> int:
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"--batch: got {text!r}, expected auto or a number of tuples from 1")
+    return int(text)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import os
 import random
+import resource
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,18 +29,56 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether forward passes run under bf16 autocast: on request, or by ``auto`` on CUDA that has it."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bf16"
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """``fp32``, ``bf16`` or ``fp16``: ``auto`` is bf16 on a GPU that has it and fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def autocast_to(precision: str, device: torch.device) -> AbstractContextManager:
-    """bf16 autocast or nothing. The weights stay fp32: bf16 ones could not hold AWP's small steps."""
-    if uses_bf16(precision, device):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    """Autocast to bf16 or fp16, or nothing. The weights stay fp32: halves could not hold AWP's small steps."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolved_precision(precision, device))
+    return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
+
+
+def precision_name(precision: str, device: torch.device) -> str:
+    """For people: ``fp32``, ``bf16 autocast`` or ``fp16 autocast``."""
+    name = resolved_precision(precision, device)
+    return name if name == "fp32" else f"{name} autocast"
+
+
+def device_name(device: torch.device) -> str:
+    """For people: the GPU's name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def memory_gb(device: torch.device) -> float:
+    """Most memory allocated on a GPU since the last call, or what this process holds in RAM now; in 10^9 bytes."""
+    if device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return most / 1e9
+    return resident_bytes() / 1e9
+
+
+def resident_bytes() -> int:
+    """Bytes that this process holds in RAM; where the system does not say, the most it has held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return pages * resource.getpagesize()
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's generators for one step: dropout and stochastic depth then depend on nothing before it.
+
+    A resumed run so draws what a straight one draws, at any step, without saving the generators. Each process draws
+    masks of its own.
+    """
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0] >> 1))
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:

@@ -1,11 +1,12 @@
 """The training loop of one run: :meth:`Trainer.run` reads top to bottom. ``fit.py`` prepares the run folder."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,42 +14,35 @@ from torch import Tensor
 
 from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
-from qadtrain.awp import AdversarialWeights, batchnorm_statistics_kept
-from qadtrain.checkpoint import has_checkpoints, load_last, random_state, restore_random_state, save_best, save_last
+from qadtrain.build import make_loss, make_model
+from qadtrain.checkpoint import has_checkpoints, load_last, save_best, save_last
 from qadtrain.config import Config
-from qadtrain.data import EpochBatches, TupleBatch, make_loader, to_network_input, whole_batches
-from qadtrain.device import autocast_to, choose_device, seed_everything
-from qadtrain.evaluate import fake_probability, score_split, summarise
-from qadtrain.losses import LossTerms, QadLoss, balanced_class_weights
-from qadtrain.models import build_model
+from qadtrain.device import memory_gb, seed_everything, seed_step
+from qadtrain.distributed import Ranks
+from qadtrain.ema import WeightAverage
+from qadtrain.guard import FiniteGuard, StopRequest, mean_over, mean_values, on_main
+from qadtrain.live import LiveTable
+from qadtrain.logs import open_logs, say_from_anywhere
 from qadtrain.optim import make_optimizer
-from qadtrain.tracking import Meter, StepProgress, Tracker
+from qadtrain.position import Position
+from qadtrain.prefetch import DeviceBatch, TrainBatches
+from qadtrain.step import TrainStep
+from qadtrain.tracking import Meter, Tracker
+from qadtrain.validation import TRAIN_LOSS, BestBy, best_by, in_words, validate
 
-BY_AUC, BY_LOSS = "AUC on the validation split, mean over the qualities", "cross-entropy on the train split"
-
-
-@dataclass
-class Position:
-    """Where the run is: all that a resume needs besides weights, optimiser and random state.
-
-    ``step`` counts inside the epoch; at ``steps_per_epoch`` only the epoch's validation is left to do.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    ce_sum: float = 0.0  # cross-entropy of the epoch's steps so far
-    best_score: float | None = None
-    best_epoch: int | None = None
+EARLY = "no better validation in optim.early_stop_checks"
 
 
 class Trainer:
-    """One run on one device.
+    """One run, on one device in each of its processes.
 
     Args:
         shards: the train split.
         val_shards: the split that picks the best checkpoint; None = the training cross-entropy picks it.
-        config: resolved, so ``data.image_size_px`` is a number of pixels.
+        config: resolved, so ``data.image_size_px`` and ``data.batch_tuples`` are numbers.
+        run_dir: only the main process writes there.
+        console: human output of the main process.
+        ranks, device: from :func:`qadtrain.distributed.open_ranks`.
         load_weights: False where a checkpoint is loaded next.
     """
 
@@ -60,229 +54,254 @@ class Trainer:
         run_dir: Path,
         console: Console,
         *,
+        device: torch.device,
+        ranks: Ranks | None = None,
         load_weights: bool = True,
     ) -> None:
         self.shards, self.val_shards = shards, val_shards
         self.config, self.run_dir, self.console = config, Path(run_dir), console
-        self.device = choose_device(config.train.device)
+        self.ranks, self.device = ranks or Ranks(), device
         seed_everything(config.train.seed, deterministic=config.train.deterministic)
-        model, self.weights_report = build_model(config.model, load_weights=load_weights)
-        layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=layout)
-        class_weights = None
-        if config.optim.class_weights == "balanced":
-            labels = torch.tensor(shards.table["label"].to_pylist())
-            class_weights = balanced_class_weights(labels).to(self.device)
-        self.loss = QadLoss(config.hsic, config.model.taps, len(shards.qualities), class_weights)
-        self.adversary = AdversarialWeights(self.model, config.awp.gamma)
-        self.sampler = EpochBatches(
-            len(shards), config.data.batch_tuples, seed=config.train.seed, epochs=config.optim.epochs
+        self.model, self.weights_report = make_model(config, device, self.ranks, load_weights=load_weights)
+        self.batches = TrainBatches(shards, config, device=device, ranks=self.ranks)
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.total_steps = self.steps_per_epoch * config.optim.epochs
+        optimizer, schedule = make_optimizer(self.model, config.optim, self.total_steps)
+        self.average = WeightAverage(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.guard = FiniteGuard(self.ranks, device, self._explained)
+        self.step = TrainStep(
+            self.model,
+            make_loss(config, shards, device, self.ranks),
+            optimizer,
+            schedule,
+            config,
+            qualities=len(shards.qualities),
+            device=device,
+            ranks=self.ranks,
+            guard=self.guard,
+            average=self.average,
         )
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.total_steps = len(self.sampler)
-        self.optimizer, self.schedule = make_optimizer(self.model, config.optim, self.total_steps)
-        self.best_by = BY_AUC if val_shards is not None else BY_LOSS
+        self.best_by: BestBy = TRAIN_LOSS
+        if val_shards is not None:
+            self.best_by = best_by(config.train.best_metric, val_shards.qualities)
         self.position = Position()
-        self._ce_sum = torch.zeros((), dtype=torch.float64)
-        self._unchecked: tuple[int, Tensor] | None = None
+        self.events: list[tuple[str, dict[str, Any]]] = []  # what the log should say before the first step
+        self._tracker: Tracker | None = None
+        self._skipped: list[int] = []  # rows of the index left out as damaged
+        self._ce_sum = torch.zeros((), dtype=torch.float64, device=device)
 
     def run(self, should_stop: Callable[[], str]) -> str:
-        """Train to the end, or to the step boundary after ``should_stop`` returns a reason; returns that reason.
+        """Train to the end, or to a step boundary after ``should_stop`` returns a reason; returns that reason.
 
         Raises:
-            UserError: the loss is not finite (the last checkpoint is kept), or a damaged tuple.
+            UserError: a loss or gradient is not finite, or a damaged tuple (the last checkpoint is kept).
         """
         config, position = self.config, self.position
-        self.sampler.start_epoch, self.sampler.start_step = position.epoch, position.step
-        with (
-            Tracker(self.run_dir, self.console, position.global_step) as tracker,
-            StepProgress(self.console, self.total_steps, position.global_step, config.data.batch_tuples) as progress,
-        ):
-            batches = self._batches()
-            while position.epoch < config.optim.epochs:
-                self._set_mode()
+        stop = StopRequest(should_stop, self.ranks)
+        with ExitStack() as stack:
+            done = self._steps_done
+            tracker, live = open_logs(
+                self.run_dir, self.console, config, self.ranks, position, self.best_by.name, self.steps_per_epoch, done
+            )
+            self._tracker = stack.enter_context(tracker)
+            stack.enter_context(live)
+            for name, values in self.events:
+                tracker.event(name, position.epoch, position.global_step, **values)
+            batches = iter(stack.enter_context(self._batches()))
+            while position.epoch < config.optim.epochs and not self.stopped_early:
+                self._start_phase()
                 meter = Meter()
                 while position.step < self.steps_per_epoch:
                     started = time.perf_counter()
                     batch = next(batches)
-                    waited_s = time.perf_counter() - started
                     log_now = (position.global_step + 1) % config.train.log_every_steps == 0
                     values = self.train_step(batch, measure=log_now)
-                    position.step += 1
-                    position.global_step += 1
-                    meter.add(values, waited_s, time.perf_counter() - started)
-                    progress.advance(f"epoch {position.epoch + 1}/{config.optim.epochs}")
+                    meter.add(values, batch.waited_s, time.perf_counter() - started)
+                    live.advance()
                     if log_now:
-                        self._log(meter, tracker, progress)
-                    every = config.train.checkpoint_every_steps
-                    stop = should_stop()
-                    if stop or (every and position.global_step % every == 0):
+                        self._log(meter, tracker, live)
+                    if self._validation_is_due():
+                        self._check(tracker, live, "validation", {})
+                        self._start_phase()
+                    reason = stop.agreed(position.global_step)
+                    if reason or self.stopped_early or self._is_due(config.train.checkpoint_every_steps):
                         self.save()
-                    if stop:
-                        return stop
-                self._end_epoch(tracker)
-                if (stop := should_stop()) and position.epoch < config.optim.epochs:
-                    return stop
+                    if reason or self.stopped_early:
+                        tracker.stopping(reason or EARLY)
+                        return reason
+                self._end_epoch(tracker, live)
+                if (reason := stop.agreed(position.global_step, now=True)) and position.epoch < config.optim.epochs:
+                    tracker.stopping(reason)
+                    return reason
+            if self.stopped_early:
+                tracker.stopping(EARLY)
         return ""
 
-    def train_step(self, batch: TupleBatch, *, measure: bool) -> dict[str, Tensor | float]:
-        """One optimiser step; returns detached values for the logs. ``measure``: also where HSIC is off."""
-        images = to_network_input(
+    def train_step(self, batch: DeviceBatch, *, measure: bool) -> dict[str, Tensor | float]:
+        """One optimiser step and the next position; returns detached values for the logs."""
+        position = self.position
+        seed_step(self.config.train.seed, position.global_step, self.ranks.rank)
+        result = self.step(
             batch.images,
-            batch.flips,
-            size_px=self.config.data.image_size_px,
-            normalization=self.config.data.normalization,
-            device=self.device,
-            channels_last=self.config.model.channels_last,
+            batch.labels,
+            step=position.global_step + 1,
+            use_hsic=not self.head_only,
+            use_awp=self._awp_now(),
+            measure=measure,
         )
-        labels = batch.labels.to(self.device, non_blocking=True)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self._awp_now():
-            terms, values = self._adversarial_backward(images, labels, measure)
+        if result.fault:
+            self._leave_out(result.fault)
         else:
-            terms, values = self._terms(images, labels, use_hsic=self._hsic_now(), measure=measure), {}
-            terms.total.backward()
-        self._raise_if_not_finite()  # of the step before: its loss is on the host without waiting for this one
-        self._unchecked = (self.position.global_step + 1, terms.total.detach())
-        self._ce_sum += terms.cross_entropy
-        self.optimizer.step()
-        self.schedule.step()
-        values |= {"loss": terms.total.detach(), "ce": terms.cross_entropy}
-        if terms.hsic_by_tap:
-            values["hsic"] = terms.hsic
-            values |= {f"hsic/{tap}": value for tap, value in terms.hsic_by_tap.items()}
-            values |= {f"cka/{tap}": value for tap, value in terms.cka_by_tap.items()}
-        return values
+            self._ce_sum += result.cross_entropy
+            position.ce_steps += 1
+        position.step += 1
+        position.global_step += 1
+        return {} if result.fault else result.values
 
-    def _adversarial_backward(
-        self, images: Tensor, labels: Tensor, measure: bool
-    ) -> tuple[LossTerms, dict[str, Tensor | float]]:
-        """Direction pass at w, gradient pass at w + v; the weights are w again on return."""
-        config = self.config.awp
-        by_reference = config.batchnorm == "reference"
-        part = math.ceil(len(labels) * config.batch_fraction)
-        qualities = len(self.shards.qualities)
-        with batchnorm_statistics_kept(self.model) if by_reference else nullcontext():
-            clean = self._terms(
-                images[: part * qualities], labels[:part], use_hsic=config.loss == "ce+hsic" and self._hsic_now()
-            )
-        perturbation = self.adversary.find(clean.total)
-        with self.adversary.applied(perturbation):
-            with nullcontext() if by_reference else batchnorm_statistics_kept(self.model):
-                terms = self._terms(images, labels, use_hsic=self._hsic_now(), measure=measure)
-            terms.total.backward()
-        values: dict[str, Tensor | float] = {
-            "awp_skipped_tensors": float(perturbation.skipped_tensors),
-            "awp_skipped_steps": float(not perturbation.finite),
-        }
-        if part == len(labels):
-            values["awp_ce_rise"] = terms.cross_entropy - clean.cross_entropy
-        return terms, values
-
-    def _terms(self, images: Tensor, labels: Tensor, *, use_hsic: bool, measure: bool = False) -> LossTerms:
-        with autocast_to(self.config.train.precision, self.device):
-            output = self.model(images)
-        return self.loss(output, labels, use_hsic=use_hsic, measure=measure)
-
-    def _set_mode(self) -> None:
-        self.model.train()
-        self.model.train_head_only(self._head_only())
-
-    def _head_only(self) -> bool:
+    @property
+    def head_only(self) -> bool:
+        """Whether the classifier alone is trained in this epoch."""
         return self.position.epoch < self.config.optim.head_only_epochs
 
-    def _hsic_now(self) -> bool:
-        return not self._head_only()
+    @property
+    def stopped_early(self) -> bool:
+        """Whether ``optim.early_stop_checks`` validations in a row have not been better than the best."""
+        most = self.config.optim.early_stop_checks
+        return bool(most) and self.position.checks_since_best >= most
+
+    def save(self) -> None:
+        """Write a checkpoint at a step boundary."""
+        self.guard.settle()
+        self.position.ce_sum = mean_over(self.ranks, self._ce_sum.item())
+        state = {
+            "global_step": self.position.global_step,
+            "position": asdict(self.position),
+            "best_by": self.best_by.name,
+            "skipped": self.batches.share_skipped(),
+            "processes": self.ranks.world,
+            **self.step.state_dict(),
+        }
+        keep, average = self.config.train.keep_checkpoints, self.average.state_dict() if self.average else None
+        on_main(self.ranks, lambda: save_last(self.run_dir, self.model, state, keep, average))
+
+    def load(self, *, changed: bool = False) -> None:
+        """Continue from the newest checkpoint of the run folder, to the bit on the CPU in fp32.
+
+        Args:
+            changed: the configuration is another one than that of the checkpoint; the schedule is then the new one's
+                at the same place.
+        """
+        if not self.ranks.is_main:
+            self.ranks.barrier()  # reading may finish the renames of a process that died
+        state = load_last(self.run_dir, self.model, self.say)
+        if self.ranks.is_main:
+            self.ranks.barrier()
+        self.position = Position.read(state["position"])
+        self.position.step = min(self.position.step, self.steps_per_epoch)
+        if state.get("best_by", self.best_by.name) != self.best_by.name:
+            self.position.forget_best()
+        self.step.load_state_dict(state, changed_at=self._steps_done if changed else None)
+        self._skipped = list(state.get("skipped", []))
+        self._ce_sum.fill_(self.position.ce_sum)
+
+    def say(self, text: str) -> None:
+        """A line for the reader; of the main process alone."""
+        if self.ranks.is_main:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def _steps_done(self) -> int:
+        return min(self.position.epoch * self.steps_per_epoch + self.position.step, self.total_steps)
+
+    def _batches(self) -> TrainBatches:
+        self.batches = TrainBatches(
+            self.shards,
+            self.config,
+            device=self.device,
+            ranks=self.ranks,
+            epoch=self.position.epoch,
+            step=self.position.step,
+            on_skip=partial(say_from_anywhere, self.console, self.ranks),
+            skipped=self._skipped,
+        )
+        return self.batches
+
+    def _start_phase(self) -> None:
+        self.model.set_epoch(self.position.epoch)
+        self.step.start_phase(head_only=self.head_only)
 
     def _awp_now(self) -> bool:
         awp, position = self.config.awp, self.position
-        started = position.epoch >= awp.start_epoch and not self._head_only()
+        started = position.epoch >= awp.start_epoch and not self.head_only
         return started and awp.gamma > 0 and position.step % awp.every_steps == 0
 
-    def _batches(self) -> Iterator[TupleBatch]:
-        loader = make_loader(
-            self.shards,
-            self.sampler,
-            seed=self.config.train.seed,
-            flip_probability=self.config.data.flip_probability,
-            num_workers=self.config.data.num_workers,
-            device=self.device,
-        )
-        return whole_batches(loader)
+    def _is_due(self, every_steps: int) -> bool:
+        return bool(every_steps) and self.position.global_step % every_steps == 0
 
-    def _raise_if_not_finite(self) -> None:
-        if self._unchecked is None:
-            return
-        step, loss = self._unchecked
-        self._unchecked = None
-        if not math.isfinite(value := loss.item()):
-            kept = f"; the checkpoint before it is kept in {self.run_dir}" if has_checkpoints(self.run_dir) else ""
-            raise UserError(
-                f"the loss of step {step} is {value}: training stopped{kept}; try a lower optim.learning_rate, "
-                "hsic.alpha or awp.gamma"
-            )
+    def _validation_is_due(self) -> bool:
+        inside = self.position.step < self.steps_per_epoch  # the end of the epoch has its own
+        return inside and self.val_shards is not None and self._is_due(self.config.train.validate_every_steps)
 
-    def _log(self, meter: Meter, tracker: Tracker, progress: StepProgress) -> None:
-        self._raise_if_not_finite()
+    def _log(self, meter: Meter, tracker: Tracker, live: LiveTable) -> None:
+        self.guard.settle()
         position = self.position
         means = meter.take(self.config.data.batch_tuples)
-        means["lr"] = self.optimizer.param_groups[0]["lr"]
+        means["memory_gb"] = memory_gb(self.device)
+        means = mean_values(self.ranks, means)
+        means["lr"] = self.step.optimizer.param_groups[0]["lr"]
+        means |= {"skipped_steps": position.skipped_steps, "skipped_tuples": len(self.batches.skipped)}
         tracker.record("train", position.epoch, position.global_step, means)
-        shown = "  ".join(f"{name} {means[name]:.4g}" for name in ("loss", "ce", "hsic") if name in means)
-        progress.line(f"epoch {position.epoch + 1}/{self.config.optim.epochs}  {shown}")
+        live.show(means)
 
-    def _end_epoch(self, tracker: Tracker) -> None:
+    def _leave_out(self, fault: str) -> None:
+        """Count a step that the optimiser did not take; all processes come here alike."""
+        self.position.skipped_steps += 1
+        budget = self.config.train.skip_nonfinite
+        if self.position.skipped_steps > budget:
+            raise self._explained(f"{fault}, after {budget} steps left out (train.skip_nonfinite)")
+        if self._tracker is not None:
+            self._tracker.event("skipped_step", self.position.epoch, self.position.global_step + 1, reason=fault)
+        self.say(f"{fault}: step left out, {self.position.skipped_steps} of at most {budget}")
+
+    def _explained(self, fault: str) -> UserError:
+        kept = f"; the checkpoint before it is kept in {self.run_dir}" if has_checkpoints(self.run_dir) else ""
+        return UserError(f"{fault}: training stopped{kept}; try a lower optim.learning_rate, hsic.alpha or awp.gamma")
+
+    def _end_epoch(self, tracker: Tracker, live: LiveTable) -> None:
         """Validate, keep the best weights, move to the next epoch and save."""
-        self._raise_if_not_finite()
-        position = self.position
-        train_ce = self._ce_sum.item() / self.steps_per_epoch
-        values, text = {"train_ce": train_ce}, f"train ce {train_ce:.4f}"
-        score = -train_ce
-        if self.val_shards is not None:
-            by_quality = self.validate()
-            score = sum(by_quality.values()) / len(by_quality)
-            values |= {f"auc/{quality}": auc for quality, auc in by_quality.items()} | {"auc": score}
-            text += "  val AUC " + "  ".join(f"{quality} {100 * auc:.2f}" for quality, auc in by_quality.items())
-        is_best = position.best_score is None or score > position.best_score
-        if is_best:
-            position.best_score, position.best_epoch = score, position.epoch
-            save_best(self.run_dir, self.model, {"epoch": position.epoch, "by": self.best_by, "score": abs(score)})
-        tracker.record("epoch", position.epoch, position.global_step, values | {"best": is_best})
-        tracker.say(
-            f"epoch {position.epoch + 1}/{self.config.optim.epochs} done  {text}{'  (best)' if is_best else ''}"
-        )
-        position.epoch, position.step = position.epoch + 1, 0
+        self.guard.settle()
+        steps = max(1, self.position.ce_steps)
+        train_ce = mean_over(self.ranks, self._ce_sum.item()) / steps
+        self._check(tracker, live, "epoch", {"train_ce": train_ce})
+        self.position.next_epoch()
         self._ce_sum.zero_()
         self.save()
 
-    def validate(self) -> dict[str, float]:
-        """Quality -> AUC over all frames of the validation split."""
-        shards = self.val_shards
-        logits = score_split(self.model, shards, self.config, self.device, num_workers=self.config.data.num_workers)
-        report = summarise(fake_probability(logits), shards.table, shards.qualities)
-        return {quality: report.pooled("frame", quality).auc for quality in shards.qualities}
+    def _check(self, tracker: Tracker, live: LiveTable, kind: str, values: dict[str, float]) -> None:
+        """A validation: record it, and keep the weights when they are the best so far."""
+        position = self.position
+        if self.val_shards is not None:
+            live.status("validating")
+            values |= self._validate()
+            live.status("")
+        score = values[self.best_by.name]
+        better = self.best_by.is_better(score, position.best_score)
+        position.note_check(score, better=better)
+        if better:
+            note = {"epoch": position.epoch, "step": position.global_step, "by": self.best_by.text, "score": score}
+            weights = self.average.state_dict() if self.average else self.model
+            on_main(self.ranks, lambda: save_best(self.run_dir, weights, note | {"average": self.average is not None}))
+            live.best(position.best_text(self.best_by.name))
+        tracker.record(kind, position.epoch, position.global_step, values | {"best": better})
+        epoch = f"epoch {position.epoch + 1}/{self.config.optim.epochs}"
+        place = f"{epoch} done" if kind == "epoch" else f"{epoch}, step {position.step}/{self.steps_per_epoch}"
+        self.say(f"{place}  {in_words(values, self.best_by)}{'  (best)' if better else ''}")
 
-    def save(self) -> None:
-        """Write the checkpoint ``last`` at a step boundary."""
-        self._raise_if_not_finite()
-        self.position.ce_sum = self._ce_sum.item()
-        save_last(
-            self.run_dir,
-            self.model,
-            {
-                "global_step": self.position.global_step,
-                "position": asdict(self.position),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "random": random_state(),
-            },
-        )
-
-    def load(self) -> None:
-        """Continue from the checkpoint ``last`` of the run folder, to the bit on the CPU in fp32."""
-        state = load_last(self.run_dir, self.model)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.position = Position(**state["position"])
-        self._ce_sum.fill_(self.position.ce_sum)
-        restore_random_state(state["random"])
+    def _validate(self) -> dict[str, float]:
+        """Scores of the validation split, of the moving average where there is one."""
+        # Only rank 0's BatchNorm statistics are in checkpoints, so all processes score with them.
+        self.ranks.broadcast_(list(self.model.buffers()))
+        if self.average is not None:
+            self.ranks.broadcast_(list(self.average.state_dict().values()))
+        with self.average.applied() if self.average else nullcontext():
+            return validate(self.model, self.val_shards, self.config, self.device, self.ranks)

@@ -69,7 +69,7 @@ def run_demo(
     say(f"shard: {sharded.tuples}; verify: {len(verified.faults)} faults in {verified.tuples} tuples")
     with timer.stage("fit"):
         fit = ["fit", str(shards), "--out", str(run), "--preset", "tiny", "--set", f"train.seed={seed}", "--json"]
-        _qadtrain([*fit, *(["--resume"] if (run / "checkpoints" / "last.state.pt").is_file() else [])])
+        _qadtrain([*fit, *(["--resume"] if any((run / "checkpoints").glob("*.state.pt")) else [])])
     with timer.stage("eval"):
         scores = _qadtrain(["eval", str(run), str(shards), "--split", "test", "--json"])
     with timer.stage("report"):

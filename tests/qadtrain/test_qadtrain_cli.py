@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,16 +75,24 @@ def test_fit_then_eval(run_cli, shards_dir, tmp_path):
     for row, expected in zip(other, scores, strict=True):
         assert row["logit_fake"] == pytest.approx(expected["logit_fake"], abs=1e-4)
 
+    code, out, err = run_cli("runs", tmp_path, "--json")
+    assert code == 0 and [one["name"] for one in json.loads(out)["runs"]] == ["run"], err
+    code, out, _ = run_cli("runs", tmp_path)
+    assert code == 0 and "run" in out and "finished" in out
+    code, _, err = run_cli("runs", tmp_path, "--compare")
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    code, out, _ = run_cli("report", run)
+    assert code == 0 and out == f"written: {run / 'report.html'}\n"
+    assert "<svg" in (run / "report.html").read_text()
+
     code, _, err = run_cli("eval", run, shards_dir, "--split", "nowhere")
     assert code == 2 and err == f"error: {shards_dir}: no split 'nowhere'; it has train, val, test\n"
     code, _, err = run_cli("eval", run, shards_dir, "--checkpoint", "first")
     assert code == 2 and err == "error: --checkpoint: got first, expected best or last\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_signal_saves_at_the_next_step_and_tells_how_to_go_on(
-    run_cli, shards_dir, tmp_path, monkeypatch, number, code
-):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_the_next_step_and_tells_how_to_go_on(run_cli, shards_dir, tmp_path, monkeypatch, number):
     run, train_step = tmp_path / "run", Trainer.train_step
 
     def interrupted(self, batch, *, measure):
@@ -95,7 +104,7 @@ def test_a_signal_saves_at_the_next_step_and_tells_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", interrupted)
         got, out, err = run_cli("fit", shards_dir, "--out", run, *FAST)
-    assert got == code and out == ""
+    assert got == 0 and out == ""
     assert f"stopped by {number.name} at step 4; checkpoint saved. Continue with: qadtrain fit" in err
     assert signal.getsignal(number) is before
     # Without a preset a resume takes the run's own configuration.
@@ -104,14 +113,53 @@ def test_a_signal_saves_at_the_next_step_and_tells_how_to_go_on(
     assert "resuming at epoch 1, step 4" in err
 
 
+def test_a_second_ctrl_c_ends_at_once_with_130(run_cli, shards_dir, tmp_path, monkeypatch):
+    def impatient(self, batch, *, measure):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(Trainer, "train_step", impatient)
+    code, out, err = run_cli("fit", shards_dir, "--out", tmp_path / "run", *FAST)
+    assert (code, out) == (130, "") and err.endswith("interrupted\n")
+
+
+def test_batch_skip_bad_and_allowed_changes(run_cli, shards_dir, tmp_path):
+    run = tmp_path / "run"
+    few = ["--set", "optim.epochs=1", "--set", "train.log_every_steps=1"]
+    code, out, err = run_cli("fit", shards_dir, "--out", run, *FAST, *few, "--batch", "auto", "--skip-bad", 3, "--json")
+    assert code == 0 and json.loads(out)["batch_tuples"] == 64, err
+    assert "batch: 64 tuples a step (automatic)" in err
+    config = (run / "config.toml").read_text()
+    assert "batch_tuples = 64" in config and "skip_bad = 3" in config
+    resume = ["fit", shards_dir, "--out", run, "--resume", "--json"]
+    code, _, err = run_cli(*resume, "--batch", 32, "--set", "optim.epochs=2")
+    assert code == 2 and "data.batch_tuples: got 32, expected 64" in err and "--allow-changes" in err
+    code, out, err = run_cli(*resume, "--batch", 32, "--set", "optim.epochs=2", "--allow-changes")
+    assert code == 0 and json.loads(out)["steps"] == 1 + 3, err
+    assert "changed since the start: data.batch_tuples: got 32, expected 64; optim.epochs: got 2, expected 1" in err
+
+
+def test_one_of_several_processes_speaks(run_cli, shards_dir, tmp_path, monkeypatch):
+    """Rank 1 as torchrun starts it, with the work itself left out."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("qadtrain.fit.fit", lambda *_args, **_options: None)
+    assert run_cli("fit", shards_dir, "--out", tmp_path / "run", *FAST, "--json") == (0, "", "")
+    code, _, err = run_cli("fit", shards_dir, "--out", tmp_path / "run", "--batch", "few")
+    assert code == 2 and err == "error: process 1: --batch: got 'few', expected auto or a number of tuples from 1\n"
+
+
 def test_user_errors_are_one_line_and_exit_2(run_cli, shards_dir, tmp_path):
     cases = {
         ("fit", tmp_path, "--out", tmp_path / "r", "--preset", "tiny"): "no shards.json there",
-        ("fit", shards_dir, "--out", tmp_path / "r", "--preset", "huge"): "--preset: got huge, expected one of qad-r",
+        ("fit", shards_dir, "--out", tmp_path / "r", "--preset", "huge"): "--preset: got huge, expected one of ce-e",
         ("fit", shards_dir, "--out", tmp_path / "r", *FAST, "--set", "awp.gama=1"): "awp.gama: no such field",
         ("fit", shards_dir, "--out", tmp_path / "r", *FAST, "--resume"): "no checkpoint to resume from",
         ("fit", shards_dir, "--out", tmp_path / "r", *FAST, "--device", "cuda:99"): "train.device: got 'cuda:99'",
         ("fit", shards_dir, "--out", tmp_path / "r", *FAST, "--weights", tmp_path / "no.pth"): "no.pth: no such file",
+        ("fit", shards_dir, "--out", tmp_path / "r", *FAST, "--batch", "0"): "--batch: got '0', expected auto or a num",
+        ("fit", shards_dir, "--out", tmp_path / "r", *FAST, "--allow-changes"): "got it without --resume",
         ("eval", tmp_path, shards_dir): "run.json: not a run folder of `qadtrain fit`",
     }
     for arguments, expected in cases.items():
@@ -146,5 +194,5 @@ def test_help_does_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for option in ("--preset", "--config", "--set", "--resume", "--device", "--weights", "--json"):
+    for option in ("--preset", "--config", "--set", "--resume", "--device", "--weights", "--batch", "--skip-bad"):
         assert option in done.stdout
