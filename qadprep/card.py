@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qadprep.card_hub import front_matter, load_lines
 from qadprep.results import VERDICTS
+from qadprep.set_facts import selection, sources_of
 from qadprep.shard_format import CODECS, splits_in_order
 from qadprep.store import is_local
 from qadprep.ustar import atomic_file
@@ -41,10 +42,11 @@ _EXTRACTION = {
     "ok": "of them complete",
     "failures": "groups, clips or files that could not be used",
 }
-# Settings that decide which tuples a set holds, with the value that leaves nothing out.
-_SELECTION = {"qualities": None, "splits": None, "methods": None, "min_face_px": 0, "drop_unaltered": False,
-              "max_frames": None, "balance": "natural", "where": None, "by": None, "value": None, "folds": None,
-              "fold": None, "fold_seed": None}  # fmt: skip
+_ORDERS = {
+    "natural": "a shuffle by tuple inside each split",
+    "even": "every stretch of a split has the split's mix of methods, each in the order of a shuffle",
+    "equal": "every stretch of a split has the split's mix of methods, each in the order of a shuffle",
+}
 
 
 def write_card(path: "Folder", info: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -144,21 +146,37 @@ def _made(info: dict[str, Any], facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"crops: {info['size_px']} px; how they were extracted is told by the sets that this one is made of"
         )
-    sources = [("merged from", source) for source in config.get("merged") or ()]
-    sources += [("taken out of", source) for source in [config.get("split_of")] if source]
-    lines += [
-        f"{how} {_plain(source['name'])}, fingerprint `{source['fingerprint']}`, config `{source['config_hash']}`"
-        for how, source in sources
-    ]
+    sources = sources_of(config)
+    lines += _origins(sources, "merged from" if config.get("merged") else "taken out of")
     cut = [f"{facts['geometry'][kind]} tuples {words}" for kind, words in _CUT.items() if facts["geometry"].get(kind)]
     lines.append(f"cut: {', '.join(cut) or 'not recorded'}")
-    chosen = [f"{name} {_code(config[name])}" for name, whole in _SELECTION.items() if config.get(name, whole) != whole]
-    lines.append(f"chosen tuples: {', '.join(chosen) or 'all complete ones'}")
+    chosen = _settings(selection(config))
+    if sources:
+        chosen = f"{chosen}, out of what was chosen in the source" if chosen else "as chosen in the sources"
+    lines.append(f"chosen tuples: {chosen or 'all complete ones'}")
     if "seed" in config:
-        lines.append(f"order: a shuffle by tuple inside each split, seed {config['seed']}")
+        lines.append(f"order: {_ORDERS[config.get('balance', 'natural')]}, seed {config['seed']}")
     lines.append(f"attempted and left out: {_words(info['left_out'].items())}")
     lines.append(f"config `{info['config_hash']}`")
-    return [f"- {line}" for line in lines]
+    return [line if line.startswith(" ") else f"- {line}" for line in lines]
+
+
+def _settings(chosen: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_code(value)}" for name, value in chosen.items())
+
+
+def _origins(sources: Sequence[dict[str, Any]], how: str, indent: str = "") -> list[str]:
+    """Lines of a list, the sources' own sources below them."""
+    lines = []
+    for source in sources:
+        own, chosen = sources_of({"merged": source.get("made_of")}), source.get("chosen")
+        facts = [f"fingerprint {_code(source.get('fingerprint'))}", f"config {_code(source.get('config_hash'))}"]
+        chosen = _settings(chosen) if isinstance(chosen, dict) else ""
+        if chosen or not own:
+            facts.append(f"chosen there: {chosen or 'all complete ones'}")
+        lines.append(f"{indent}{how} {_plain(source.get('name', ''))}, {', '.join(facts)}")
+        lines += _origins(own, "- made of", f"{indent}  ")
+    return lines
 
 
 def _evidence(info: dict[str, Any], facts: dict[str, Any]) -> list[str]:

@@ -5,9 +5,19 @@ from typing import Annotated
 
 import typer
 
-from qadprep.cli_options import Json, Overwrite, Workers, words
+from qadprep.cli_options import Json, Overwrite, Workers, words, workers_option
 
 app = typer.Typer()
+
+Checkers = Annotated[
+    int,
+    typer.Option(
+        parser=workers_option,
+        metavar="auto|N",
+        show_default="auto",
+        help="Threads; processes where over four are to decode. auto or 0 fits the machine.",
+    ),
+]
 
 
 @app.command()
@@ -80,7 +90,7 @@ def verify(
     no_decode: Annotated[bool, typer.Option("--no-decode", help="Every byte's hash, but no crop decoded.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Write damaged shards again from --faces.")] = False,
     faces: Annotated[str | None, typer.Option(help="With --repair: face packs of the shards, folder or URL.")] = None,
-    workers: Workers = 0,
+    workers: Checkers = 0,
     json: Json = False,
 ) -> None:
     """Re-hash, count and decode a shard set. Exit code 1 and shard, key and byte when anything is wrong."""

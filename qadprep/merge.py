@@ -10,9 +10,11 @@ import pyarrow as pa
 from qadprep.errors import UserError
 from qadprep.locks import reader
 from qadprep.progress import progress_bar
-from qadprep.set_files import refuse_source
+from qadprep.set_facts import identity, merged_counts, of_the_same_packs, origin
+from qadprep.set_files import refuse_source, same_folder
+from qadprep.set_shards import NewShard, Piece, shard_starts
 from qadprep.set_sql import index_of, sql_over
-from qadprep.set_writer import NewSet, NewShard, Piece, identity, shard_starts, write_set
+from qadprep.set_writer import NewSet, write_set
 from qadprep.shard_format import splits_in_order
 from qadprep.shardset import ShardSet
 from qadprep.store import open_folder
@@ -46,13 +48,16 @@ def merge(
         `tuples` per split, `shards`, `bytes`, `duplicates_skipped`, `groups_in_several_splits`, `sources`.
 
     Raises:
-        UserError: fewer than two sets, sets that differ in what they must share, a key in several of them, a damaged
-            source, or an `out` that is not free.
+        UserError: fewer than two sets, one named twice, sets that differ in what they must share, a key in several of
+            them, a damaged source, or an `out` that is not free.
         RunEnded: the disk is full, or the store cannot be written.
     """
     folders, out = [open_folder(place) for place in places], open_folder(out)
     if len(folders) < 2:
         raise UserError(f"merge: got {len(folders)} shard set; expected two or more")
+    for number, folder in enumerate(folders):
+        if any(same_folder(folder, other) for other in folders[:number]):
+            raise UserError(f"{folder}: is named twice; expected different shard sets")
     refuse_source(out, folders)
     with contextlib.ExitStack() as stack:
         for folder in folders:
@@ -65,11 +70,11 @@ def merge(
             "made_by": "merge",
             "skip_duplicates": skip_duplicates,
             "merged": [identity(source) for source in sources],
-            **shared_extract(sources),
+            **origin(sources),
         }
-        description = NewSet(_name(sources), config, _added(sources, "left_out"), _more(sources))
         shards = list(_new_shards(sources, doubles))
         total = sum(map(len, sources)) - len(doubles)
+        description = NewSet(_name(sources), config, merged_counts(sources, _different(sources), total))
         with progress_bar("merge", total, "tuples") as advance:
             info = write_set(out, sources, shards, description, advance=advance, overwrite=overwrite, link=link)
     return {
@@ -81,12 +86,6 @@ def merge(
         "groups_in_several_splits": info["groups_in_several_splits"],
         "sources": config["merged"],
     }
-
-
-def shared_extract(sources: Sequence[ShardSet]) -> dict[str, Any]:
-    """The settings of the extraction, where all sets have the same ones."""
-    found = [source.info.get("config", {}).get("extract") for source in sources]
-    return {"extract": found[0]} if found[0] and all(other == found[0] for other in found) else {}
 
 
 def _refuse_other_kind(first: ShardSet, other: ShardSet) -> None:
@@ -120,6 +119,22 @@ def _doubles(sources: Sequence[ShardSet], skip: bool) -> np.ndarray:
     return found["position"].to_numpy()
 
 
+def _different(sources: Sequence[ShardSet]) -> list[int]:
+    """How many different tuples the sets of the same packs have together, for each list of `of_the_same_packs`; of a
+    set by itself all of its tuples.
+    """
+    counts = []
+    for group in of_the_same_packs(sources):
+        members = [sources[number] for number in group]
+        if len(members) == 1:
+            counts.append(len(members[0]))
+            continue
+        keys = pa.concat_tables([index_of(member).select(["key"]) for member in members])
+        with sql_over(tuples=keys) as connection:
+            counts += connection.execute("SELECT count(DISTINCT key) FROM tuples").fetchone()
+    return counts
+
+
 def _new_shards(sources: Sequence[ShardSet], doubles: np.ndarray) -> Iterator[NewShard]:
     """The sets' shards by split, inside a split in the order of the sets; those with doubles by their other rows."""
     bases = np.cumsum([0, *(len(source) for source in sources)])
@@ -141,28 +156,6 @@ def _name(sources: Sequence[ShardSet]) -> str:
     names = list(dict.fromkeys(source.info.get("name") or "unnamed" for source in sources))
     whole = "+".join(names)
     return whole if len(whole) <= MAX_NAME_CHARS else f"{names[0]}+{len(names) - 1} others"
-
-
-def _added(sources: Sequence[ShardSet], name: str) -> dict[str, int]:
-    """Counts that every set keeps under a name, added up."""
-    total: dict[str, int] = {}
-    for source in sources:
-        for word, count in (source.info.get(name) or {}).items():
-            if isinstance(count, int):
-                total[word] = total.get(word, 0) + count
-    return dict(sorted(total.items()))
-
-
-def _more(sources: Sequence[ShardSet]) -> dict[str, Any]:
-    """Keys of `shards.json` that are true of the whole: counts of files where all sets have them, a shared protocol."""
-    more: dict[str, Any] = {}
-    for name in ("sync", "extraction"):
-        if all(source.info.get(name) for source in sources):
-            more[name] = _added(sources, name)
-    protocol = sources[0].info.get("protocol")
-    if protocol and all(source.info.get("protocol") == protocol for source in sources):
-        more["protocol"] = protocol
-    return more
 
 
 def _words(value: Any) -> str:

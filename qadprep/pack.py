@@ -119,7 +119,8 @@ class Row:
     crops: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
-def _schema(qualities: Sequence[str]) -> pa.Schema:
+def pack_schema(qualities: Sequence[str]) -> pa.Schema:
+    """Columns of a pack's table."""
     fields = [
         *((name, pa.string()) for name in ("dataset", "group", "method", "name", "split", "target", "source")),
         ("label", pa.int8()),
@@ -182,7 +183,7 @@ def write_pack(
     tar_path, table_path = pack_paths(folder, dataset, group)
     tar_path.parent.mkdir(parents=True, exist_ok=True)
     table_path.unlink(missing_ok=True)  # never an old table beside a new tar
-    schema = _schema(qualities)
+    schema = pack_schema(qualities)
     sync = {(f.method, f.clip, f.quality): f.sync or {} for f in files}
     timer = timer or StageTimer()
     records = []

@@ -1,10 +1,12 @@
 """`qadprep verify --repair`: write damaged shards and indexes again, from the face packs they were made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qadprep.errors import UserError
 from qadprep.shard_format import CONFIG_NAME, INDEX_NAME, read_info
+from qadprep.shard_output import output_folder
+from qadprep.shard_writer import CropFault
 from qadprep.store import open_folder, write_json
 from qadprep.verify import Level, VerifyReport, verify
 from qadprep.verify_set import config_faults, config_hash
@@ -20,16 +22,19 @@ class RepairReport:
     Attributes:
         found: what was wrong before.
         repaired: files that were written again and are now what `shards.json` says.
+        crops: of the packs, damaged themselves, for which shards could not be written again.
         left: the repaired shards verified again, and everything that could not be mended; it decides the exit code.
     """
 
     found: VerifyReport
     repaired: list[str] = field(default_factory=list)
+    crops: list[CropFault] = field(default_factory=list)
     left: VerifyReport = field(default_factory=lambda: VerifyReport("full"))
 
     def as_dict(self) -> dict[str, Any]:
         """Machine-readable form (`--json`): what is left, and what there was before."""
-        return self.left.as_dict() | {"repaired": self.repaired, "found": self.found.as_dict()}
+        more = {"repaired": self.repaired, "damaged_crops": [asdict(crop) for crop in self.crops]}
+        return self.left.as_dict() | more | {"found": self.found.as_dict()}
 
 
 def repair(
@@ -64,13 +69,14 @@ def repair(
     if any(fault.shard == CONFIG_NAME for fault in config_faults(folder, info)) and (
         config_hash(config) == info.get("config_hash")
     ):
-        write_json(folder / CONFIG_NAME, config)
+        with output_folder(folder):
+            write_json(folder / CONFIG_NAME, config)
         report.repaired.append(CONFIG_NAME)
     damaged = report.found.damaged
     if damaged:
         from qadprep.shard import rewrite_shards
 
-        report.repaired += rewrite_shards(faces, folder, damaged)
+        report.repaired += rewrite_shards(faces, folder, damaged, report.crops)
     report.left = verify(folder, level=level, workers=workers, progress=progress, only=damaged)
     return report
 

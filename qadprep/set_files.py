@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from qadprep.errors import UserError
 from qadprep.shard_format import INDEX_NAME
+from qadprep.shard_output import file_sizes
 from qadprep.store import is_local, upload
 from qadprep.ustar import atomic_file
 
@@ -75,6 +76,13 @@ def new_file(path: "Folder") -> Iterator[BinaryIO]:
         upload(local, path)
 
 
+def same_folder(one: "Folder", other: "Folder") -> bool:
+    """Whether two paths or URLs name one folder."""
+    if is_local(one) and is_local(other):
+        return one.resolve() == other.resolve()
+    return str(one).rstrip("/") == str(other).rstrip("/")
+
+
 def refuse_source(out: "Folder", sources: "Iterable[Folder]") -> None:
     """What is read is not written over.
 
@@ -82,9 +90,42 @@ def refuse_source(out: "Folder", sources: "Iterable[Folder]") -> None:
         UserError: `out` is the folder of a source.
     """
     for source in sources:
-        if is_local(out) and is_local(source):
-            same = out.resolve() == source.resolve()
-        else:
-            same = str(out).rstrip("/") == str(source).rstrip("/")
-        if same:
+        if same_folder(out, source):
             raise UserError(f"{out}: is one of the sets that are read; choose another --out")
+
+
+def refuse_unreadable(out: "Folder", files: "Iterable[tuple[Folder, dict[str, Any]]]") -> None:
+    """Nothing in `out` is given up for sources that are not all there.
+
+    Args:
+        files: (folder, entry in `shards.json`) of the shards that will be read.
+
+    Raises:
+        UserError: one is missing, has another size, cannot be read, or is a link to a file in `out` itself.
+    """
+    sizes: dict[Folder, dict[str, int]] = {}
+    for folder, entry in files:
+        if folder not in sizes:
+            sizes[folder] = file_sizes(folder)
+        file, size = folder / entry["url"], sizes[folder].get(entry["url"], -1)
+        if size < 0:
+            raise UserError(f"{file}: not there; the shard set is incomplete")
+        if entry.get("filesize") not in (None, size):
+            raise UserError(
+                f"{file}: has {size} bytes, {INDEX_NAME} says {entry['filesize']}; mend the set with `qadprep verify "
+                "--repair`"
+            )
+        if is_local(file):
+            _refuse_unreadable_file(file, out)
+
+
+def _refuse_unreadable_file(file: Path, out: "Folder") -> None:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    place = file
+    while place.is_symlink():  # to its end, as it could be opened
+        place = place.parent / place.readlink()
+        if is_local(out) and same_folder(place.parent, out):
+            raise UserError(f"{file}: is a link into {out}, whose files would be written anew; choose another --out")

@@ -10,7 +10,7 @@ from qadprep.config import ShardConfig, guard_output
 from qadprep.engine import run_ending
 from qadprep.errors import RunEnded, UserError
 from qadprep.extract_dataset import load_config
-from qadprep.locks import Held, drop_lock_file, reader, sole_user
+from qadprep.locks import Held, reader
 from qadprep.shard_format import CARD_NAME, CONFIG_NAME, INDEX_NAME, read_info
 from qadprep.shard_output import (
     clear_entries,
@@ -18,6 +18,7 @@ from qadprep.shard_output import (
     clear_shards,
     finished_entries,
     note_finished,
+    output_folder,
     put,
     refuse_foreign,
     scratch_beside,
@@ -67,32 +68,51 @@ def shard(
 
     Raises:
         UserError: no packs, packs of several configs, a filter that names what is not there, no complete tuple,
-            another shard set in `out`, or an extraction that is writing into `faces`.
+            another shard set in `out`, an `out` among the packs, or an extraction that is writing into `faces`.
         RunEnded: the disk is full, or the store cannot be written any more.
     """
     faces, out = open_folder(faces), open_folder(out)
     extract_config = load_config(faces)
+    _refuse_among_packs(out, faces)
     with contextlib.ExitStack() as stack:
         stack.enter_context(reader(faces))  # not while an extraction changes the packs
         task = ShardTask(PackSource(faces, extract_config), out, config, workers, say or (lambda text: None))
-        if dry_run:
-            scratch = stack.enter_context(scratch_beside(out, inside=False))
-            plan = plan_shards(task.source, config, scratch, wanted=())
-            size = sum(planned.bytes for planned in plan.shards)
-            return ShardSummary(plan.tuples, len(plan.shards), size, plan.left_out, dry_run=True)
-        held = stack.enter_context(sole_user(out))
-        stack.callback(drop_lock_file, out)
         summary, entries = ShardSummary({}, 0, 0, {}), {}
         try:
+            if dry_run:
+                return _count(task, stack.enter_context(scratch_beside(out, inside=False)))
+            held = stack.enter_context(output_folder(out))
             return _write_set(task, overwrite, summary, entries, held)
         except OSError as error:
             fault = run_ending(error)
             if fault is None:
                 raise
-            with contextlib.suppress(OSError):
-                clear_leftovers(out)
+            if not dry_run:
+                with contextlib.suppress(OSError):
+                    clear_leftovers(out)
             done = f"; {len(entries)} of {summary.shards} shards are done" if summary.shards else ""
             raise RunEnded(f"{fault} and run the same command again{done}") from error
+
+
+def _refuse_among_packs(out: "Folder", faces: "Folder") -> None:
+    """An index of a shard beside the packs would be taken for a pack.
+
+    Raises:
+        UserError: `out` is the folder of the packs, or lies in it.
+    """
+    if is_local(out) and is_local(faces):
+        inside = out.resolve().is_relative_to(faces.resolve())
+    else:
+        inside = f"{out}/".startswith(f"{str(faces).rstrip('/')}/")
+    if inside:
+        raise UserError(f"--out {out}: lies in {faces}, the folder of the face packs; choose one outside of it")
+
+
+def _count(task: ShardTask, scratch: Path) -> ShardSummary:
+    """What would be written."""
+    plan = plan_shards(task.source, task.config, scratch, wanted=())
+    size = sum(planned.bytes for planned in plan.shards)
+    return ShardSummary(plan.tuples, len(plan.shards), size, plan.left_out, dry_run=True)
 
 
 def _write_set(task: ShardTask, overwrite: bool, summary: ShardSummary, entries: Entries, held: Held) -> ShardSummary:
@@ -118,16 +138,17 @@ def _write_set(task: ShardTask, overwrite: bool, summary: ShardSummary, entries:
         if not overwrite:
             _guard_packs(task)
         jobs = {planned.name: task.job(planned, out if is_local(out) else scratch) for planned in plan.shards}
-        if is_local(out):
-            (out / ENTRIES).mkdir(exist_ok=True)
         if earlier is not None:
             for name in whole.keys() & jobs.keys():
-                note_finished(out, scratch, jobs[name].digest, *whole[name])
+                if whole[name][0].get("plan") == jobs[name].digest:
+                    note_finished(out, scratch, jobs[name].digest, *whole[name])
         noted = {} if overwrite else finished_entries(out)
         entries |= {name: note["entry"] for name, note in noted.items()
                     if name in jobs and note["plan"] == jobs[name].digest}  # fmt: skip
         clear_shards(out, set(entries))
-        put_json(scratch, out / CONFIG_NAME, described)
+        put_json(scratch, out / CONFIG_NAME, described)  # before any other: by it the folder is known as ours
+        if is_local(out):
+            (out / ENTRIES).mkdir(exist_ok=True)
         if entries:
             task.say(f"{len(entries)} of {len(jobs)} shards are finished already")
         summary.tuples, summary.left_out, summary.shards = plan.tuples, plan.left_out, len(jobs)
@@ -150,8 +171,8 @@ def _guard_packs(task: ShardTask) -> None:
     noted = read_json(task.out / CONFIG_NAME)
     if noted is not None and noted != task.described():
         raise UserError(
-            f"{task.out}: was written from other packs than {task.source.faces} holds now; choose another --out, or "
-            "--overwrite to replace it"
+            f"{task.out}: was written from other packs than {task.source.faces} holds now, or by an older version; "
+            "choose another --out, or --overwrite to replace it"
         )
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qadprep.config import ShardConfig
-from qadprep.ustar import HashedFile, end_of_archive
+from qadprep.shard_rows import RowDigest
+from qadprep.ustar import end_of_archive
 
 # Rows that are in Python's hands at once.
 BLOCK_ROWS = 1024
@@ -23,7 +24,7 @@ class PlannedShard:
         name: such as `train-000000`.
         bytes: of its tar; where crops are coded again to `webp`, of a tar with the packs' PNG files, which is larger.
         file: its plan, a parquet file with a row a tuple (columns as `shard_rows.row_table`); None where not asked for.
-        digest: sha256 (hex) of that file.
+        digest: of its rows (see `RowDigest`); empty where no plan is written.
     """
 
     name: str
@@ -81,8 +82,8 @@ class _Cutting:
         if wanted is None or self.name in wanted:
             self._path = scratch / f"{self.name}.plan.parquet"
             self._file = self._path.open("wb")
-            self._hashed = HashedFile(self._file)
-            self._writer = pq.ParquetWriter(self._hashed, schema, compression="zstd")
+            self._digest = RowDigest()
+            self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
 
     def is_full(self, size: int, config: ShardConfig) -> bool:
         """Whether a tuple of so many bytes belongs into the next shard."""
@@ -92,6 +93,7 @@ class _Cutting:
     def add(self, rows: pa.RecordBatch) -> None:
         """The rows that were counted since the last call."""
         if self._writer and len(rows):
+            self._digest.add(rows)
             self._held.append(rows)
             self._write_blocks(BLOCK_ROWS)
 
@@ -101,7 +103,7 @@ class _Cutting:
             self._write_blocks(1)
             self._writer.close()
             self._file.close()
-            path, digest = self._path, self._hashed.sha256.hexdigest()
+            path, digest = self._path, self._digest.hexdigest()
         size = self.bytes + len(end_of_archive(self.bytes))
         return PlannedShard(self.name, self.split, self.tuples, size, path, digest)
 

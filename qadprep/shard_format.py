@@ -32,7 +32,8 @@ MAX_TUPLES_PER_SHARD = 1_000_000
 MAX_KEY_CHARS = 200
 
 KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
-SHARD_FILE = re.compile(r"[a-z][a-z0-9]{0,15}-\d{6}\.(tar|parquet)")
+SPLIT = re.compile(r"[a-z][a-z0-9]{0,15}")
+SHARD_FILE = re.compile(rf"{SPLIT.pattern}-[0-9]{{6}}\.(tar|parquet)")
 
 _TEXT = {"split", "dataset", "method", "group", "target", "source", "geometry"}
 _TYPES = {
@@ -48,7 +49,7 @@ _NEEDED = ("key", "label", "dataset", "method", "video", "frame", "face", "split
 _Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Quality = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,15}$")]
 _FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,120}$")]
-_Split = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,15}$")]
+_Split = Annotated[str, StringConstraints(pattern=f"^{SPLIT.pattern}$")]
 
 
 class ShardEntry(BaseModel):

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,9 +12,10 @@ import pyarrow.compute as pc
 
 from qadprep.config import ExtractConfig
 from qadprep.errors import UserError
-from qadprep.pack import Pack, find_packs, read_pack
+from qadprep.pack import Pack, find_packs, pack_schema, read_pack
 from qadprep.parts import not_at_its_end
-from qadprep.shard_format import KEY, MAX_KEY_CHARS
+from qadprep.shard_format import KEY, MAX_KEY_CHARS, SPLIT
+from qadprep.shard_rows import RowDigest
 from qadprep.store import parallel_reads, read_json
 from qadprep.summary import REPORT_NAME
 from qadprep.ustar import member_header
@@ -54,7 +54,7 @@ class PackSource:
 
     @property
     def packs_hash(self) -> str:
-        """sha256 (hex) over config, keys, splits and pixel hashes of all complete tuples."""
+        """sha256 (hex) over the config and every row of every pack: all that orders, filters, counts and describes."""
         return self._content.hexdigest()
 
     def left_out(self) -> dict[str, int]:
@@ -71,7 +71,7 @@ class PackSource:
         return found
 
     def tables(self) -> Iterator[pa.Table]:
-        """The complete tuples of each pack: its columns, then `tar` (relative to the folder) and `key`.
+        """The complete tuples of each pack: all columns of this version, then `tar` (relative to the folder) and `key`.
 
         Raises:
             UserError: no packs, one that is damaged or of another config, or names that make no key.
@@ -99,6 +99,10 @@ class PackSource:
         lacking = [name for name in (*_NEEDED, "status", *hashes, *places) if name not in table.column_names]
         if lacking:
             raise UserError(f"{path}: no column {lacking[0]!r}; not a face pack of this version, extract it again")
+        table = self._in_this_version(path, table)
+        digest = RowDigest()
+        digest.add(table)
+        self._content.update(f"{path.parent.name}/{path.stem} {digest.hexdigest()}".encode())
         for count in pc.value_counts(table["status"]).to_pylist():
             if count["values"] != "ok":
                 self.statuses[count["values"]] = self.statuses.get(count["values"], 0) + count["counts"]
@@ -109,10 +113,33 @@ class PackSource:
         table = table.append_column("tar", pa.array([f"{path.parent.name}/{path.stem}.tar"] * len(table), pa.string()))
         table = table.append_column("key", _keys(table))
         self._check_keys(path, table["key"])
+        for split in table["split"].unique().to_pylist():
+            if not SPLIT.fullmatch(split):
+                raise UserError(
+                    f"{path}: split {split!r}; expected a word of at most 16 small letters and digits, such as train; "
+                    "change it in the manifest and extract again"
+                )
         self.complete += len(table)
-        columns = [table[name].to_pylist() for name in ("key", "split", *hashes)]
-        self._content.update("".join(chain.from_iterable(zip(*columns, strict=True))).encode())
         return table
+
+    def _in_this_version(self, path: "Folder", table: pa.Table) -> pa.Table:
+        """The columns of this version: what a pack of another minor version lacks is null, what it has more is left
+        out, so that all packs have the same ones.
+        """
+        columns = []
+        for column in pack_schema(self.config.qualities):
+            if column.name not in table.column_names:
+                columns.append(pa.nulls(len(table), column.type))
+                continue
+            try:
+                columns.append(table[column.name].cast(column.type))
+            except (pa.ArrowException, KeyError) as error:
+                kinds = [str(field.type) for field in table.schema if field.name == column.name]
+                raise UserError(
+                    f"{path}: column {column.name!r} is of type {' and '.join(kinds)}, expected {column.type}; extract "
+                    "it again"
+                ) from error
+        return pa.table(columns, schema=pack_schema(self.config.qualities))
 
     def _check_keys(self, path: "Folder", keys: pa.ChunkedArray) -> None:
         good = pc.match_substring_regex(keys, f"^(?:{KEY.pattern})$")

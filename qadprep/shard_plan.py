@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from qadprep.config import ShardConfig
 from qadprep.errors import UserError
 from qadprep.machine import available_cores
+from qadprep.shard_choice import keep_instants, passing, refuse_doubles, refuse_one_label, thin
 from qadprep.shard_cut import PlannedShard, cut
-from qadprep.shard_format import splits_in_order
-from qadprep.shard_order import EVEN, rows_in_order
+from qadprep.shard_format import MAX_SHARDS, splits_in_order
+from qadprep.shard_order import rows_in_order
 from qadprep.shard_packs import PackSource
 from qadprep.shard_rows import row_table
-from qadprep.where import checked_condition, confine, where_error
+from qadprep.where import checked_condition, confine
 
 if TYPE_CHECKING:
     import duckdb
@@ -62,7 +62,8 @@ def plan_shards(source: PackSource, config: ShardConfig, scratch: Path, wanted: 
         wanted: names of the shards whose plan files are written; None writes all.
 
     Raises:
-        UserError: a filter that names what is not there, a bad `where`, one key in two packs, or nothing left.
+        UserError: a filter that names what is not there, a bad `where`, one key in two packs, nothing left, a split
+            that cannot be balanced, or more shards than a set may have.
         OSError: no room left in `scratch`.
     """
     qualities = config.qualities or source.config.qualities
@@ -73,11 +74,12 @@ def plan_shards(source: PackSource, config: ShardConfig, scratch: Path, wanted: 
         _fill(database, source, config, qualities, left_out)
         for reason, count in source.left_out().items():  # extraction may have left out for the same reasons
             left_out[reason] = left_out.get(reason, 0) + count
-        _refuse_doubles(database, source)
+        refuse_doubles(database, source)
         if config.max_frames:
-            left_out["over_max_frames"] = _keep_instants(database, config.max_frames)
+            left_out["over_max_frames"] = keep_instants(database, config.max_frames)
         if config.balance == "equal":
-            left_out["thinned"] = _thin(database)
+            refuse_one_label(database)
+            left_out["thinned"] = thin(database)
         left_out = {reason: left_out[reason] for reason in sorted(left_out) if left_out[reason]}
         counts = dict(database.execute("SELECT split, count(*) FROM tuples GROUP BY split").fetchall())
         if not counts:
@@ -91,7 +93,13 @@ def plan_shards(source: PackSource, config: ShardConfig, scratch: Path, wanted: 
         shards = []
         for split, count in tuples.items():
             schema, rows = rows_in_order(database, split, count, config.balance != "natural", columns, scratch)
-            shards += cut(rows, schema, split, config, scratch, wanted)
+            for planned in cut(rows, schema, split, config, scratch, wanted):
+                shards.append(planned)
+                if len(shards) > MAX_SHARDS:
+                    raise UserError(
+                        f"over {MAX_SHARDS:,} shards, more than a set may have; expected larger --tuples-per-shard or "
+                        "--shard-size"
+                    )
         [crossing] = database.execute(
             'SELECT count(*) FROM (SELECT 1 FROM tuples GROUP BY dataset, "group" HAVING count(DISTINCT split) > 1)'
         ).fetchone()
@@ -141,7 +149,7 @@ def _fill(
         database.register("packs", table)
         if config.where is not None and condition is None:
             condition = checked_condition(database, config.where, "packs")
-        table = _passing(database, table, config, condition, left_out)
+        table = passing(database, table, config, condition, left_out)
         database.unregister("packs")
         rows = row_table(table, qualities, config.codec, source.config.size_px)
         # DuckDB's own row numbers may change when rows are deleted.
@@ -168,43 +176,6 @@ def _portions(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _passing(
-    database: "duckdb.DuckDBPyConnection",
-    table: pa.Table,
-    config: ShardConfig,
-    condition: str | None,
-    left_out: dict[str, int],
-) -> pa.Table:
-    """The rows of a table, known as `packs`, that pass the filters."""
-    import duckdb
-
-    tests = [
-        (config.splits, "filter_split", "NOT list_contains($splits, split)"),
-        (config.methods, "filter_method", "NOT list_contains($methods, method)"),
-        # What has no size was cropped by others.
-        (config.min_face_px, "small_face", "face_px < $min_face_px"),
-        (config.drop_unaltered, "unaltered", "unaltered"),
-        (condition, "filter_where", f"NOT coalesce({condition}, false)"),
-    ]
-    cases = [f"WHEN {test} THEN '{reason}'" for wanted, reason, test in tests if wanted]
-    if not cases:
-        return table
-    values = {"splits": config.splits, "methods": config.methods, "min_face_px": config.min_face_px or None}
-    parameters = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
-    try:
-        reasons = database.sql(
-            f"SELECT CASE {' '.join(cases)} ELSE '' END AS reason FROM packs", params=parameters or None
-        ).to_arrow_table()["reason"]
-    except duckdb.Error as error:
-        if condition is None or isinstance(error, duckdb.IOException):
-            raise
-        raise where_error("--where", config.where or "", error) from error
-    for count in reasons.value_counts().to_pylist():
-        if count["values"]:
-            left_out[count["values"]] = left_out.get(count["values"], 0) + count["counts"]
-    return table.filter(pc.equal(reasons, ""))
-
-
 def _draw(seed: int, words: str) -> str:
     """SQL for `sampling.draw` of a seed and an SQL text."""
     return f"('0x' || substr(sha256('{seed}/' || {words}), 1, 16))::UBIGINT"
@@ -213,47 +184,6 @@ def _draw(seed: int, words: str) -> str:
 def _instant(seed: int) -> str:
     """SQL for the draw of an instant: one for all clips of a group."""
     return _draw(seed, "dataset || '/' || \"group\" || '/' || frame::VARCHAR")
-
-
-def _refuse_doubles(database: "duckdb.DuckDBPyConnection", source: PackSource) -> None:
-    double = database.execute(
-        "SELECT key, min(tar), max(tar) FROM tuples GROUP BY key HAVING count(*) > 1 ORDER BY key LIMIT 1"
-    ).fetchone()
-    if double:
-        key, first, second = double
-        places = f"in {first} and in {second}" if first != second else f"twice in {first}"
-        raise UserError(f"{source.faces}: {key} is {places}; one of them is a copy: delete its tar and parquet")
-
-
-def _keep_instants(database: "duckdb.DuckDBPyConnection", most: int) -> int:
-    """Delete the tuples at all but some instants of each clip; how many were deleted."""
-    return database.execute(
-        """
-        DELETE FROM tuples WHERE id IN (
-            SELECT id FROM (
-                SELECT id, dense_rank() OVER (
-                    PARTITION BY dataset, "group", method, video ORDER BY instant, frame) AS turn
-                FROM tuples)
-            WHERE turn > $most)
-        """,
-        {"most": most},
-    ).fetchone()[0]
-
-
-def _thin(database: "duckdb.DuckDBPyConnection") -> int:
-    """Delete tuples of each split's more numerous label, of all its methods alike; how many were deleted."""
-    return database.execute(
-        f"""
-        DELETE FROM tuples WHERE id IN (
-            SELECT id FROM (
-                SELECT id, split, row_number() OVER (PARTITION BY split, label ORDER BY place, draw, key) AS turn
-                FROM ({EVEN}))
-            JOIN (
-                SELECT split, least(count(*) FILTER (label = 0), count(*) FILTER (label = 1)) AS most
-                FROM tuples GROUP BY split) USING (split)
-            WHERE turn > most)
-        """
-    ).fetchone()[0]
 
 
 def _facts(database: "duckdb.DuckDBPyConnection") -> dict[str, Any]:

@@ -10,20 +10,22 @@ from qadprep.config import ShardConfig
 from qadprep.engine import run_ending
 from qadprep.errors import RunEnded, UserError
 from qadprep.extract_dataset import load_config
-from qadprep.locks import drop_lock_file, reader, sole_user
+from qadprep.locks import reader
 from qadprep.shard_format import CONFIG_NAME, INDEX_NAME, read_info
-from qadprep.shard_output import clear_leftovers, put, scratch_beside
+from qadprep.shard_output import clear_leftovers, output_folder, put, scratch_beside
 from qadprep.shard_packs import PackSource
 from qadprep.shard_plan import plan_shards
 from qadprep.shard_run import ShardSummary, ShardTask, run_jobs
-from qadprep.shard_writer import put_json
+from qadprep.shard_writer import CropFault, put_json
 from qadprep.store import open_folder, read_json
 
 if TYPE_CHECKING:
     from qadprep.store import Folder
 
 
-def rewrite_shards(faces: "str | Folder", out: "str | Folder", names: Collection[str]) -> list[str]:
+def rewrite_shards(
+    faces: "str | Folder", out: "str | Folder", names: Collection[str], faults: list[CropFault] | None = None
+) -> list[str]:
     """Write some shards of a finished set anew, from the packs that it was made of.
 
     A shard is replaced only when its new tar has the hash that `shards.json` says, and its index likewise.
@@ -32,6 +34,7 @@ def rewrite_shards(faces: "str | Folder", out: "str | Folder", names: Collection
         faces: folder or fsspec URL of the packs.
         out: the shard set; its `shards.json` must be whole.
         names: of shards, with or without `.tar` or `.parquet`.
+        faults: gets the damaged crops of the packs, for which shards could not be written.
 
     Returns:
         Those of the names whose shards are right now.
@@ -52,19 +55,11 @@ def rewrite_shards(faces: "str | Folder", out: "str | Folder", names: Collection
     with contextlib.ExitStack() as stack:
         stack.enter_context(reader(faces))
         task = ShardTask(PackSource(faces, extract_config), out, config, 0, lambda text: None)
-        held = stack.enter_context(sole_user(out))
-        stack.callback(drop_lock_file, out)
+        held = stack.enter_context(output_folder(out))
         clear_leftovers(out)
         try:
             scratch = stack.enter_context(scratch_beside(out, inside=True))
             plan = plan_shards(task.source, config, scratch, wanted=set(stems.values()))
-            if task.described() != info["config"] or task.source.packs_hash != packs_hash:
-                raise UserError(
-                    f"{faces}: holds other packs than {out} was made of (packs_hash {task.source.packs_hash[:12]}..., "
-                    f"the set's is {packs_hash[:12]}...); name the right folder, or write the set again"
-                )
-            if read_json(out / CONFIG_NAME) != info["config"]:
-                put_json(scratch, out / CONFIG_NAME, info["config"])
             work = scratch / "made"
             work.mkdir()
             jobs = [task.job(planned, work, entry=False) for planned in plan.shards if planned.file]
@@ -72,6 +67,17 @@ def rewrite_shards(faces: "str | Folder", out: "str | Folder", names: Collection
             summary = ShardSummary({}, len(jobs), 0, {})
             run_jobs(task, jobs, entries, summary, held)
             right = {stem for stem in sorted(entries) if _put_back(work, out, entries[stem], known[stem])}
+            # Another hash alone tells little: older versions hashed less of the packs.
+            same = any(made["sha256"] == known[stem]["sha256"] for stem, made in entries.items())
+            if names and not same and not summary.failed and task.source.packs_hash != packs_hash:
+                raise UserError(
+                    f"{faces}: holds other packs than {out} was made of (packs_hash {task.source.packs_hash[:12]}..., "
+                    f"the set's is {packs_hash[:12]}...); name the right folder, or write the set again"
+                )
+            if faults is not None:
+                faults += summary.faults
+            if read_json(out / CONFIG_NAME) != info["config"]:
+                put_json(scratch, out / CONFIG_NAME, info["config"])
         except OSError as error:
             fault = run_ending(error)
             if fault is None:

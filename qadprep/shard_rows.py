@@ -1,9 +1,14 @@
-"""From a row of a pack to what a shard holds of it: its JSON member, its columns, and the room that it takes."""
+"""From a row of a pack to what a shard holds of it: its JSON member, its columns, the room that it takes; and the hash
+by which rows are known again.
+"""
 
+import hashlib
 import json
+from collections import defaultdict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qadprep.codecs import npy_header
 from qadprep.shard_format import DESCRIBING
@@ -57,3 +62,52 @@ def json_members(packs: pa.Table) -> list[str]:
 def _padded(sizes: np.ndarray) -> np.ndarray:
     """Bytes of tar members: header, data, and zeros up to the block's end."""
     return BLOCK + -(-sizes // BLOCK) * BLOCK
+
+
+class RowDigest:
+    """sha256 over rows of one schema, however they are cut into portions and however Arrow keeps them.
+
+    Each column has hashes of its own: which cells are null, how long texts and lists are, and what is in them. So a
+    row counts the same in whichever portion it comes.
+
+    Example:
+        >>> digest = RowDigest()
+        >>> digest.add(pa.table({"a": [1, None]}))
+        >>> digest.hexdigest()[:8]
+        '14564fba'
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, hashlib._Hash] = defaultdict(hashlib.sha256)
+        self._rows = 0
+
+    def add(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Count some rows; all of them must have the same columns."""
+        self._rows += rows.num_rows
+        for name, kind, column in zip(rows.schema.names, rows.schema.types, rows.columns, strict=True):
+            chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+            for chunk in chunks:
+                self._add(f"{name} {kind}", chunk)
+
+    def hexdigest(self) -> str:
+        """sha256 (hex) of all rows so far."""
+        lines = [str(self._rows), *(f"{name} {part.hexdigest()}" for name, part in self._parts.items())]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _add(self, name: str, cells: pa.Array) -> None:
+        self._parts[f"{name} valid"].update(cells.is_valid().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+        cells = cells.drop_null()
+        kind = cells.type
+        if pa.types.is_null(kind):
+            return
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            self._parts[f"{name} length"].update(pc.binary_length(cells).to_numpy(zero_copy_only=False).tobytes())
+            self._parts[name].update("".join(cells.to_pylist()).encode())
+        elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+            self._parts[f"{name} length"].update(pc.list_value_length(cells).to_numpy(zero_copy_only=False).tobytes())
+            self._add(f"{name} item", cells.flatten())
+        elif not pa.types.is_primitive(kind):
+            raise TypeError(f"column {name}: no digest is defined for its type")
+        else:
+            numbers = cells.cast(pa.uint8()) if pa.types.is_boolean(kind) else cells
+            self._parts[name].update(numbers.to_numpy(zero_copy_only=False).tobytes())

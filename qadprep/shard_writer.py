@@ -147,6 +147,7 @@ def _write_files(job: ShardJob, result: ShardResult) -> tuple[dict[str, Any], in
         "split": job.split,
         "index": index_path.name,
         "index_sha256": index.hashed.sha256.hexdigest(),
+        "plan": job.digest,
     }
     return entry, index.hashed.size
 

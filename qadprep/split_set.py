@@ -11,14 +11,17 @@ import pyarrow as pa
 from qadprep.config import ShardConfig
 from qadprep.errors import UserError
 from qadprep.locks import reader
-from qadprep.merge import shared_extract
 from qadprep.progress import progress_bar
 from qadprep.sampling import draw
+from qadprep.set_facts import identity, origin, part_counts
+from qadprep.set_files import refuse_source, refuse_unreadable
+from qadprep.set_shards import NewShard, Piece, shard_starts
 from qadprep.set_sql import index_of, rows_of, rows_where, sql_over
-from qadprep.set_writer import NewSet, NewShard, Piece, identity, shard_starts, write_set
-from qadprep.shard_format import splits_in_order
+from qadprep.set_writer import NewSet, check_output, files_of, write_set
+from qadprep.shard_format import CONFIG_NAME, splits_in_order
+from qadprep.shard_output import clear_set, output_folder
 from qadprep.shardset import ShardSet
-from qadprep.store import open_folder
+from qadprep.store import open_folder, read_json
 
 if TYPE_CHECKING:
     from qadprep.store import Folder
@@ -57,7 +60,7 @@ def split(
         where: a condition over the index's columns, in SQL.
         folds: deal the recordings (groups) of each dataset and split into this many sets; none is in two of them.
         seed: of the folds.
-        overwrite: replace other shard sets.
+        overwrite: replace other shard sets, and delete parts of an earlier split below `out` that this one has not.
 
     Returns:
         `sets`: for each its `name`, `out`, `tuples` per split, `shards`, `bytes`, `groups_in_several_splits`;
@@ -85,9 +88,13 @@ def split(
             parts = list(_by_value(table, by))
         else:
             parts = list(_folds(table, folds, seed))
+        for part in parts:  # before anything is written
+            check_output(_target(out, part), [source], _described(source, part, tuples_per_shard), overwrite)
+        if parts[0].name:
+            _clear_other_parts(out, source, parts, overwrite)
         with progress_bar("split", sum(len(part.positions) for part in parts), "tuples") as advance:
             for part in parts:
-                target = out / part.name if part.name else out
+                target = _target(out, part)
                 shards = list(_new_shards(source, part.positions, tuples_per_shard))
                 description = _described(source, part, tuples_per_shard)
                 info = write_set(target, [source], shards, description, advance=advance, overwrite=overwrite)
@@ -104,17 +111,49 @@ def split(
     return {"sets": results, "tuples": sum(sum(result["tuples"].values()) for result in results)}
 
 
+def _target(out: "Folder", part: _Part) -> "Folder":
+    return out / part.name if part.name else out
+
+
+def _clear_other_parts(out: "Folder", source: ShardSet, parts: list[_Part], overwrite: bool) -> None:
+    """Delete what an earlier split left below `out` and this one will not write anew: of both together a recording
+    would be in two folds.
+
+    Raises:
+        UserError: there is such a set and no `overwrite`, or it is the source.
+    """
+    names = {part.name for part in parts}
+    below = sorted(out.iterdir(), key=lambda folder: folder.name) if out.is_dir() else []
+    others = [folder for folder in below if folder.name not in names
+              and (read_json(folder / CONFIG_NAME) or {}).get("made_by") == "split"]  # fmt: skip
+    if not others:
+        return
+    if not overwrite:
+        raise UserError(
+            f"{others[0]}: is a part of another split, and none of this one's; choose another --out, or --overwrite to "
+            "delete it"
+        )
+    for folder in others:
+        refuse_source(folder, [source.path])
+    everything = NewShard("", tuple(Piece(0, number) for number in range(len(source.shards))))
+    for folder in others:
+        refuse_unreadable(folder, files_of([source], [everything]))
+    for folder in others:
+        with output_folder(folder):
+            clear_set(folder)
+
+
 def _described(source: ShardSet, part: _Part, tuples_per_shard: int) -> NewSet:
     config = {
         "made_by": "split",
         **part.chosen,
         "tuples_per_shard": tuples_per_shard,
         "split_of": identity(source),
-        **shared_extract([source]),
+        **origin([source]),
     }
-    protocol = source.info.get("protocol")
+    counts = part_counts(source, "other_parts" if part.name else "filter_where", len(part.positions))
     name = "-".join(filter(None, [source.info.get("name", ""), part.name or "part"]))
-    return NewSet(name, config, {}, {"protocol": protocol} if protocol else {})
+    return NewSet(name, config, counts)
 
 
 def _by_value(table: pa.Table, column: str) -> Iterator[_Part]:

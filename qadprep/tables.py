@@ -159,6 +159,9 @@ def verify(report: VerifyReport, place: str | Path, mended: RepairReport | None 
     """The faults, or that there is none; with `mended` also what was written again."""
     if mended is not None:
         say(f"{mended.found.fault_count} faults before; written again: {', '.join(mended.repaired) or 'nothing'}")
+        if mended.crops:
+            rows = [(crop.key, crop.pack, crop.byte, crop.fault) for crop in mended.crops]
+            print_table("damaged crops in the packs themselves", ["key", "pack", "byte", "fault"], rows)
     if report.faults:
         rows = [(f.shard, f.key, "" if f.offset_bytes is None else f.offset_bytes, f.fault) for f in report.faults]
         print_table(f"{place}: faults", ["shard", "key", "byte", "fault"], rows)

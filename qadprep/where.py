@@ -1,6 +1,7 @@
 """Conditions in SQL that a user types: checked to be one condition over a table's columns, and nothing else."""
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from qadprep.errors import UserError
@@ -8,9 +9,19 @@ from qadprep.errors import UserError
 if TYPE_CHECKING:
     import duckdb
 
+# What DuckDB calls stable, but what tells the time of the run or changes from one version of DuckDB to the next; the
+# clocks among them may be written like columns.
+_OF_THE_RUN = frozenset(
+    {"age", "ago", "current_localtime", "current_localtimestamp", "current_time", "current_timestamp", "localtime",
+     "localtimestamp", "create_sort_key", "hash", "version"}
+)  # fmt: skip
+
 
 def confine(connection: "duckdb.DuckDBPyConnection") -> None:
-    """Take from a connection all that lies outside its own database: files, network, extensions, other settings."""
+    """Take from a connection all that lies outside its own database: files, network, extensions, other settings, and
+    the machine's time zone.
+    """
+    connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET autoinstall_known_extensions = false")
     connection.execute("SET autoload_known_extensions = false")
     connection.execute("SET enable_external_access = false")
@@ -47,17 +58,19 @@ def checked_condition(connection: "duckdb.DuckDBPyConnection", text: str, table:
         for node in _nodes(tree[0]["node"]["select_list"][0]):
             if node.get("class") == "SUBQUERY":
                 raise where_error(option, text, "no SELECT may stand in it")
+            if node.get("class") == "STAR":
+                raise where_error(option, text, "* and COLUMNS stand for several columns; name each column")
             # Some functions are written without brackets, like columns.
             names = [name for name in node.get("column_names", []) if name not in columns]
             for name in (node.get("function_name", ""), *names):
                 if str(name).lower() in unstable:
                     raise where_error(option, text, f"{name} is not the same every time")
-        kind = str(connection.sql(f"SELECT {condition} FROM {table} LIMIT 0").types[0])
+        kinds = [str(kind) for kind in connection.sql(f"SELECT {condition} FROM {table} LIMIT 0").types]
         connection.sql(f"SELECT 1 FROM {table} WHERE {condition} LIMIT 0").fetchall()
     except (duckdb.Error, ValueError) as error:
         raise where_error(option, text, error) from error
-    if kind not in ("BOOLEAN", '"NULL"'):
-        raise where_error(option, text, f"it is a value of type {kind}, not a condition")
+    if kinds not in (["BOOLEAN"], ['"NULL"']):
+        raise where_error(option, text, f"it is a value of type {', '.join(kinds)}, not a condition")
     return condition
 
 
@@ -101,7 +114,9 @@ def _nodes(tree: Any) -> list[dict[str, Any]]:
 
 
 def _unstable(connection: "duckdb.DuckDBPyConnection") -> set[str]:
+    """Functions that may give something else for the same row; macros that use one are such themselves."""
     found = connection.execute(
-        "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability != 'CONSISTENT'"
+        "SELECT DISTINCT function_name, stability, macro_definition FROM duckdb_functions()"
     ).fetchall()
-    return {name for (name,) in found}
+    names = {name for name, stability, _ in found if stability not in (None, "CONSISTENT")} | _OF_THE_RUN
+    return names | {name for name, _, text in found if text and names & set(re.findall(r"\w+", text.lower()))}

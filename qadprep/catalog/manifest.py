@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from qadprep.catalog.base import MAX_NAME, ORIGINAL, Clip, sort_clips
 from qadprep.errors import UserError
+from qadprep.shard_format import SPLIT
 from qadprep.ustar import atomic_file
 
 _TEXT = ("dataset", "method", "name", "split", "group", "target", "source")
@@ -140,6 +141,11 @@ def _check(clips: Sequence[Clip], file: Path) -> None:
             if not isinstance(word, str) or not _WORD.fullmatch(word):
                 raise UserError(f"{file}: {column} {word!r}; expected letters, digits, _ and - only")
             known.add(word)
+        if not SPLIT.fullmatch(clip.split):  # shards are named after it
+            raise UserError(
+                f"{file}: split {clip.split!r} of {clip.id}; expected a word of at most 16 small letters and digits, "
+                "such as train"
+            )
         if len(clip.id) > MAX_NAME or len(clip.group) > MAX_NAME:
             raise UserError(f"{file}: {clip.id[:40]}...: names are too long, at most {MAX_NAME} characters fit")
         if clip.label not in (0, 1) or (clip.label == 0) != (clip.method == ORIGINAL):

@@ -109,7 +109,12 @@ def test_sync_protocol_selection_and_leaks_are_told(info: dict[str, Any]) -> Non
     assert "1,200 tuples attempted, 1,100 of them complete, 3 groups, clips or files that could not be used" in text
     assert "Leaks: 2 recordings have tuples in more than one split." in text
     chosen = next(line for line in text.splitlines() if line.startswith("- chosen tuples"))
-    assert chosen.endswith("methods `original, Deepfakes`, balance `even`, where ``key = '`x`' or face_px > 3``")
+    assert chosen.endswith("methods `original, Deepfakes`, where ``key = '`x`' or face_px > 3``")
+    assert (
+        "- order: every stretch of a split has the split's mix of methods, each in the order of a shuffle, seed" in text
+    )
+    changed["config"]["balance"] = "equal"
+    assert "``key = '`x`' or face_px > 3``, balance `equal`\n" in card_text(changed, FACTS)
     rows = [line for line in text.splitlines() if line.startswith(("| train | ffpp", "| test | own"))]
     assert [row.split(" | ")[2] for row in rows] == ["original", "Deepfakes", "original"]
     assert "- own: see the terms of the source dataset" in text and "- ffpp: FaceForensics++" in text
@@ -130,6 +135,13 @@ def test_a_set_made_of_others_has_no_extraction_of_its_own(info: dict[str, Any])
     changed["config"] = {"made_by": "split", "by": "label", "value": 0, "split_of": source}
     text = card_text(changed, FACTS)
     assert "- taken out of one, " in text and "- chosen tuples: by `label`, value `0`" in text
+    # Nothing is said of sources that they do not say themselves.
+    filtered = {**source, "chosen": {"methods": ["original"]}, "made_of": [{**source, "name": "<x>"}, "junk"]}
+    changed["config"] = {"made_by": "merge", "merged": [filtered, source]}
+    text = card_text(changed, FACTS)
+    assert "- chosen tuples: as chosen in the sources\n" in text and "all complete ones\n- cut" in text
+    assert f"config `{'c' * 64}`, chosen there: methods `original`\n  - made of \\<x\\>, fingerprint" in text
+    assert "junk" not in text and "- order" not in text
     del changed["config"]
     assert "- cut: 15 tuples" in card_text(changed, FACTS)
 

@@ -175,6 +175,73 @@ def test_a_key_in_two_sets(made_shards_master: Path, tmp_path: Path) -> None:
     assert kept <= {entry["sha256"] for entry in listed(tmp_path / "out")["shardlist"]}
 
 
+def test_what_sets_of_the_same_packs_leave_out_is_counted_once(tmp_path: Path) -> None:
+    faces = made_packs(tmp_path / "faces", {"000": "train", "100": "val"}, frames=2, qualities=("raw",), size_px=16)
+    other = made_packs(tmp_path / "more", {"100": "val"}, frames=1, qualities=("raw",), size_px=16)
+    a = made_shards(tmp_path / "a", faces, methods=("original", "Deepfakes"))
+    b = made_shards(tmp_path / "b", faces, where="method = 'FaceSwap' AND frame = 0")
+    c = made_shards(tmp_path / "c", other)
+    fails(f"{a}: is named twice; expected different", lambda: merge([a, b, str(a) + "/"], tmp_path / "x"))
+    merge([a, b], tmp_path / "ab")
+    info = listed(tmp_path / "ab")
+    # 14 attempted: 8 of a, 2 of b, 2 without a face, and FaceSwap's second frames.
+    assert info["extraction"] == {"attempted": 14, "ok": 12, "failures": 0}
+    assert info["left_out"] == {"no_face": 2, "not_chosen": 2}
+    card = (tmp_path / "ab" / "README.md").read_text()
+    for line in (
+        "- chosen tuples: as chosen in the sources\n",
+        ", chosen there: methods `Deepfakes, original`\n",
+        ", chosen there: where `method = 'FaceSwap' AND frame = 0`\n",
+        "- attempted and left out: 2 no_face, 2 not_chosen\n",
+    ):
+        assert line in card, line
+    assert "all complete ones" not in card
+    # Other packs count on their own; what an earlier set has too is said.
+    assert merge([tmp_path / "ab", c, b], tmp_path / "abc", skip_duplicates=True)["duplicates_skipped"] == 3
+    info = listed(tmp_path / "abc")
+    assert info["extraction"] == {"attempted": 18, "ok": 15, "failures": 0} and info["tuples"] == {"train": 5, "val": 7}
+    assert info["left_out"] == {"duplicate": 1, "no_face": 3, "not_chosen": 2}
+    assert len(info["config"]["packs"]) == 2 and verify(tmp_path / "abc", workers=1).faults == []
+    # Parts that come together again lack nothing.
+    split(a, tmp_path / "parts", by="method")
+    merge([tmp_path / "parts" / "original", tmp_path / "parts" / "Deepfakes"], tmp_path / "again")
+    assert listed(tmp_path / "again")["left_out"] == {"no_face": 2, "not_chosen": 4}
+
+
+def test_a_failed_merge_leaves_no_lock_and_clears_nothing(made_set: Path, other_master: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with (made_set / "train-000000.tar").open("r+b") as file:
+        file.seek(900)
+        file.write(b"x")
+    fails("sha256 is", lambda: merge([made_set, other_master], out))
+    assert not (out / ".lock").exists()
+    # A set of links, of which one names nothing any more, and a source that is not there.
+    second = Path(shutil.copytree(other_master, tmp_path / "second"))
+    third = rewrite(second, tmp_path / "third", lambda made: made[:1])
+    merge([second, third], tmp_path / "both", skip_duplicates=True)
+    (tmp_path / "disk").mkdir()
+    for file in sorted((tmp_path / "both").glob("*.tar")):
+        file.rename(tmp_path / "disk" / file.name)
+        file.symlink_to(tmp_path / "disk" / file.name)
+    before = digests(tmp_path / "both")
+    assert merge([second, third], tmp_path / "both", skip_duplicates=True)["shards"] == 5
+    assert (tmp_path / "both" / "train-000000.tar").is_symlink() and digests(tmp_path / "both") == before
+    (tmp_path / "disk" / "test-000001.tar").unlink()
+    lost = second / "train-000002.tar"
+    for size, words in ((100, "has 100 bytes, shards.json says"), (None, "not there; the shard set is incomplete")):
+        lost.unlink()
+        if size:
+            lost.write_bytes(bytes(size))
+        fails(words, lambda: merge([second, third], tmp_path / "both", skip_duplicates=True))
+    assert digests(tmp_path / "both") == {name: d for name, d in before.items() if name != "test-000001.tar"}
+    lost.symlink_to(tmp_path / "both" / "train-000002.tar")
+    fails(
+        r"second/train-000002.tar: is a link into .*/both, whose files would be written anew",
+        lambda: merge([second, third], tmp_path / "both", skip_duplicates=True),
+    )
+    assert digests(tmp_path / "both") == {name: d for name, d in before.items() if name != "test-000001.tar"}
+
+
 def test_a_damaged_source_is_named(made_set: Path, other_master: Path, tmp_path: Path) -> None:
     row = ShardSet(made_set).table.slice(3, 1).to_pylist()[0]
     with (made_set / "train-000000.tar").open("r+b") as file:
@@ -193,13 +260,15 @@ def test_a_damaged_source_is_named(made_set: Path, other_master: Path, tmp_path:
     fails("train-000000.tar: not there", lambda: merge([other_master, made_set], tmp_path / "out2"))
 
 
-def test_folders_of_others_are_kept(made_set: Path, other_master: Path, tmp_path: Path) -> None:
+def test_folders_of_others_are_kept(
+    made_set: Path, made_shards_master: Path, other_master: Path, tmp_path: Path
+) -> None:
     before = digests(made_set)
     fails("is one of the sets that are read", lambda: merge([made_set, other_master], made_set, overwrite=True))
     fails("is one of the sets that are read", lambda: split(made_set, made_set / ".", where="true", overwrite=True))
     fails(
         "was written with made_by = None, now 'merge'",
-        lambda: merge([other_master, other_master], made_set, skip_duplicates=True),
+        lambda: merge([other_master, made_shards_master], made_set),
     )
     assert {name: digest for name, digest in digests(made_set).items() if name[0] != "."} == before
     (tmp_path / "mine").mkdir()
@@ -220,7 +289,7 @@ def test_a_run_that_ended_early_leaves_no_set(
             merge([made_shards_master, other_master], out, overwrite=True)
     fails("no shards.json there", lambda: ShardSet(out))
     # What a killed run leaves, which cannot tidy up.
-    (out / ".train-000001.tar.1-ab.tmp").write_bytes(b"half")
+    (out / ".train-000001.tar.1-0123abcd.tmp").write_bytes(b"half")
     (out / "train-000099.tar").write_bytes(b"of an earlier, larger set")
     merge([made_shards_master, other_master], out)
     assert digests(out) == digests(tmp_path / "whole")

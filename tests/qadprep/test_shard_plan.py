@@ -1,7 +1,9 @@
 """Which tuples come into a shard set, in which order, and where the shards are cut; references are plain Python."""
 
 import json
+import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,6 +20,7 @@ from qadprep.config import ShardConfig
 from qadprep.errors import UserError
 from qadprep.sampling import draw
 from qadprep.shard import ShardSummary, shard
+from qadprep.store import open_folder
 from qadprep.units import parse_bytes
 
 SEED = 5
@@ -110,8 +113,19 @@ def test_equal_thins_the_more_numerous_label_of_all_its_methods_alike(faces: Pat
     kept = [row["key"] for row in split_of(rows, "train") if row["method"] == "Deepfakes"]
     every = [row["key"] for row in split_of(pack_rows(faces), "train") if row["method"] == "Deepfakes"]
     assert set(kept) == set(sorted(every, key=lambda key: draw(SEED, key))[: len(kept)])
-    with pytest.raises(UserError, match=r"not one complete tuple .* 60 thinned"):
-        written(faces, tmp_path / "none", balance="equal", methods=("Deepfakes",))
+
+
+def test_a_split_with_one_label_cannot_be_balanced(faces: Path, tmp_path: Path) -> None:
+    """It would be left out as a whole."""
+    lacking = "split != 'val' OR label = 1"
+    message = r"^--balance equal: split 'val' has 24 fake tuples and no real one; .*--splits"
+    with pytest.raises(UserError, match=message):
+        written(faces, tmp_path / "s", balance="equal", where=lacking)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(UserError, match="split 'test' has 12 real tuples and no fake one"):
+        written(faces, tmp_path / "s", balance="equal", methods=("original",))
+    summary, _ = written(faces, tmp_path / "s", balance="equal", where=lacking, splits=("train", "test"))
+    assert summary.tuples == {"train": 72, "test": 24}
 
 
 def test_most_frames_are_the_same_instants_of_all_methods(faces: Path, tmp_path: Path) -> None:
@@ -125,12 +139,25 @@ def test_most_frames_are_the_same_instants_of_all_methods(faces: Path, tmp_path:
             frames = [row["frame"] for row in rows if (row["group"], row["method"]) == (group, method)]
             assert sorted(frames) == chosen[group]
     assert len({tuple(frames) for frames in chosen.values()}) > 1
-    # A clip that lacks an instant takes the next one of the same order.
-    _, rows = written(faces, tmp_path / "t", max_frames=5, where=f"method != 'FaceSwap' OR frame != {chosen['000'][0]}")
-    frames = {
-        m: {r["frame"] for r in rows if (r["group"], r["method"]) == ("000", m)} for m in ("original", "FaceSwap")
-    }
-    assert frames["original"] - frames["FaceSwap"] == {chosen["000"][0]} and len(frames["FaceSwap"]) == 5
+
+
+def test_most_frames_are_the_same_instants_where_one_clip_lacks_some(faces: Path, tmp_path: Path) -> None:
+    order = sorted(range(0, 120, 10), key=lambda frame: draw(SEED, "ffpp", "000", frame))
+    gone = order[:2]
+
+    def frames(name: str, where: str) -> dict[str, list[int]]:
+        _, rows = written(faces, tmp_path / name, max_frames=5, where=f"(\"group\" != '000') OR ({where})")
+        return {m: sorted(r["frame"] for r in rows if (r["group"], r["method"]) == ("000", m))
+                for m in ("original", "Deepfakes", "FaceSwap")}  # fmt: skip
+
+    # What every clip has comes first, in the order of the draws; the others give up what one of them lacks.
+    assert frames("a", f"method != 'FaceSwap' OR frame NOT IN ({gone[0]}, {gone[1]})") == dict.fromkeys(
+        ("original", "Deepfakes", "FaceSwap"), sorted(order[2:7])
+    )
+    # Where too few are shared, a clip's own follow.
+    few = frames("b", f"method != 'FaceSwap' OR frame IN ({order[7]}, {order[9]}, {order[11]})")
+    assert few["FaceSwap"] == sorted([order[7], order[9], order[11]])
+    assert few["original"] == few["Deepfakes"] == sorted([order[0], order[1], order[7], order[9], order[11]])
 
 
 # Filters
@@ -216,6 +243,14 @@ def test_what_is_not_there_is_named(faces: Path, tmp_path: Path, settings: dict[
         ("count(*) > 1", "cannot contain aggregates"),
         ("CAST(method AS INTEGER) = 1", "Could not convert"),
         ("/* open", "unterminated"),
+        ("COLUMNS('raw_(size|offset)') > 0", "COLUMNS stand for several columns"),
+        ("*", "COLUMNS stand for several columns"),
+        ("age(TIMESTAMP '2001-01-01') > INTERVAL 1 YEAR", "age is not the same every time"),
+        ("ago(INTERVAL 1 DAY) > TIMESTAMPTZ '2001-01-01'", "ago is not the same every time"),
+        ("current_timestamp > TIMESTAMPTZ '2001-01-01'", "current_timestamp is not the same every time"),
+        ("localtime > TIME '12:00'", "localtime is not the same every time"),
+        ("version() = 'v1'", "version is not the same every time"),
+        ("hash(key) % 2 = 0", "hash is not the same every time"),
     ],
 )
 def test_conditions_that_are_none(faces: Path, tmp_path: Path, text: str, reason: str) -> None:
@@ -309,7 +344,14 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
     assert parse_bytes(text, "--shard-size") == size
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "1iB", "1 XB", "1e9", "1_000", "0.2", "1GB!"])
+def test_sizes_are_exact() -> None:
+    assert parse_bytes("900719925474099", "--shard-size") == 900719925474099
+    assert parse_bytes("9007199254.740993GB", "--shard-size") == 9007199254740993000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "-1MB", "0", "1iB", "1 XB", "1e9", "1_000", "0.2", "1GB!", "9" * 400, "1" + "0" * 15, "\u0661MB"]
+)
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match=rf"--shard-size: got {text!r}; expected a size such as 500MB"):
         parse_bytes(text, "--shard-size")
@@ -349,6 +391,90 @@ def test_names_and_labels_that_cannot_be(faces: Path, tmp_path: Path, column: st
     change_pack(tmp_path / "faces", "001", column, change)
     with pytest.raises(UserError, match=message):
         written(tmp_path / "faces", tmp_path / "s")
+
+
+def small_packs(folder: Path, groups: dict[str, str]) -> Path:
+    return made_packs(folder, groups, frames=2, size_px=16, qualities=("raw",))
+
+
+@pytest.mark.parametrize("split", ["../../evil", "Train", "val_a", "", "x" * 17, "train\n"])
+def test_splits_that_name_no_shard(tmp_path: Path, split: str) -> None:
+    """They become file names, and readers of the set take no others."""
+    faces = small_packs(tmp_path / "faces", {"000": split, "001": "train"})
+    out = tmp_path / "o" / "x" / "set"
+    with pytest.raises(UserError, match=rf"faces/ffpp/000\.parquet: split {re.escape(repr(split))}; expected a word"):
+        shard(faces, out, ShardConfig())
+    assert [file.name for file in tmp_path.iterdir()] == ["faces"]  # the new folders are gone again
+
+
+def test_packs_of_two_minor_versions(tmp_path: Path) -> None:
+    """A column that one of them lacks is null there, whichever is read first; further ones are left out."""
+    faces = small_packs(tmp_path / "faces", {"000": "train", "001": "train", "002": "train"})
+    for group, column in (("000", "face_px"), ("001", "alteration")):
+        file = faces / "ffpp" / f"{group}.parquet"
+        table = pq.read_table(file)
+        pq.write_table(table.drop_columns([column]), file)
+    table = pq.read_table(faces / "ffpp" / "002.parquet")
+    pq.write_table(table.append_column("new", pa.nulls(len(table), pa.int8())), faces / "ffpp" / "002.parquet")
+    _, rows = written(faces, tmp_path / "s", where="alteration IS NULL AND coalesce(face_px, 81) > 80")
+    assert sorted((row["group"], row["frame"]) for row in rows) == [
+        *[("000", 0)] * 3, *[("000", 10)] * 3, *[("001", 10)] * 3, *[("002", 10)] * 3
+    ]  # fmt: skip
+    assert {row["face_px"] for row in rows if row["group"] == "000"} == {None}
+    table = pq.read_table(faces / "ffpp" / "001.parquet")
+    place = table.schema.get_field_index("sharpness")
+    table = table.set_column(place, "sharpness", pa.array(["sharp"] * len(table)))
+    pq.write_table(table, faces / "ffpp" / "001.parquet")
+    with pytest.raises(UserError, match=r"001\.parquet: column 'sharpness' is of type string, expected float"):
+        written(faces, tmp_path / "t")
+
+
+def test_a_condition_means_the_same_in_every_time_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = small_packs(tmp_path / "faces", {"000": "train"})
+    chosen = []
+    for zone in ("Asia/Tokyo", "America/New_York"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        try:
+            text = "('2020-01-01 00:00:00'::TIMESTAMPTZ = '2020-01-01 00:00:00+00'::TIMESTAMPTZ) = (frame = 0)"
+            chosen.append({row["frame"] for row in written(faces, tmp_path / zone, where=text)[1]})
+        finally:
+            monkeypatch.delenv("TZ")
+            time.tzset()
+    assert chosen == [{0}, {0}]
+
+
+def test_a_set_is_not_written_among_its_packs(tmp_path: Path) -> None:
+    faces = small_packs(tmp_path / "faces", {"000": "train"})
+    (tmp_path / "link").symlink_to(faces)
+    before = digests(faces)
+    for out in (
+        faces,
+        faces / "set",
+        faces / "ffpp" / "set",
+        tmp_path / "link" / "set",
+        tmp_path / "x" / ".." / "faces",
+    ):
+        for dry_run in (True, False):
+            with pytest.raises(UserError, match="the folder of the face packs; choose one outside of it"):
+                shard(faces, out, ShardConfig(), overwrite=True, dry_run=dry_run)
+    remote = open_folder(f"memory://{tmp_path.name}")
+    remote.mkdir(parents=True)
+    (remote / "extract.json").write_bytes((faces / "extract.json").read_bytes())
+    with pytest.raises(UserError, match="the folder of the face packs"):
+        shard(remote, f"memory://{tmp_path.name}/set", ShardConfig())
+    assert digests(faces) == before
+    assert written(faces, tmp_path / "faces-set")[0].tuples == {"train": 6}  # a name that only begins alike
+
+
+def test_more_shards_than_a_set_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = small_packs(tmp_path / "faces", {"000": "train", "001": "val"})
+    monkeypatch.setattr("qadprep.shard_plan.MAX_SHARDS", 11)
+    with pytest.raises(UserError, match=r"over 11 shards.*larger --tuples-per-shard or --shard-size"):
+        written(faces, tmp_path / "s", tuples_per_shard=1)
+    assert not (tmp_path / "s").exists()
+    monkeypatch.setattr("qadprep.shard_plan.MAX_SHARDS", 12)
+    assert written(faces, tmp_path / "s", tuples_per_shard=1)[0].shards == 12
 
 
 def test_packs_of_another_config(faces: Path, tmp_path: Path) -> None:

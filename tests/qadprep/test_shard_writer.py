@@ -29,6 +29,7 @@ from qadprep.errors import RunEnded, UserError
 from qadprep.locks import reader, sole_user
 from qadprep.pack import Row, write_pack
 from qadprep.pack_reader import png_fault
+from qadprep.scratch import _locked, temporary_folder
 from qadprep.shard import rewrite_shards, shard
 
 CONFIG = ShardConfig(tuples_per_shard=8)
@@ -346,9 +347,11 @@ def test_a_stopped_run_goes_on(
     assert len(list(out.glob("*.tar"))) == len(list((out / ".entries").iterdir())) == 4
     assert not (out / "shards.json").exists() and not list(out.glob(".plan-*"))
     # What a kill -9 leaves.
-    (out / ".plan-99-x").mkdir()
-    (out / ".plan-99-x" / "train-000000.plan.parquet").touch()
-    (out / ".train-000004.tar.99-x.tmp").touch()
+    (out / ".plan-99-0123abcd").mkdir()
+    (out / ".plan-99-0123abcd" / "train-000000.plan.parquet").touch()
+    for name in (".train-000004.tar.99-0123abcd.tmp", ".shards.json.99-0123abcd.tmp", ".README.md.99-0123abcd.tmp"):
+        (out / name).touch()
+    (out / ".entries" / ".train-000004.json.99-0123abcd.tmp").touch()
     (out / "train-000004.tar").write_bytes(b"without its index")
     run_until(monkeypatch, 2, made_faces_master, out, CONFIG)
     said: list[str] = []
@@ -391,6 +394,110 @@ def test_other_settings_or_packs_are_refused_and_overwritten_on_request(
     assert digests(out) == digests(whole)
     assert shard(faces, out, CONFIG, overwrite=True).tuples == {"train": 12, "test": 12}
     assert len(list(out.glob("*.tar"))) == 4
+
+
+def few_packs(folder: Path, groups: dict[str, str] | None = None) -> Path:
+    return made_packs(folder, groups or {"000": "train", "100": "val"}, frames=2, size_px=16, qualities=("raw",))
+
+
+def change_column(file: Path, column: str, change: Callable[[Any], Any]) -> None:
+    table = pq.read_table(file)
+    place = table.schema.get_field_index(column)
+    values = pa.array(map(change, table[column].to_pylist()), table.schema.field(place).type)
+    pq.write_table(table.set_column(place, table.schema.field(place), values), file)
+
+
+def test_a_set_of_packs_that_were_changed_is_not_finished(tmp_path: Path) -> None:
+    faces, out = few_packs(tmp_path / "faces"), tmp_path / "s"
+    shard(faces, out, CONFIG)
+    before, file = digests(out), faces / "ffpp" / "100.parquet"
+    whole = file.read_bytes()
+    changes: dict[str, Callable[[Any], Any]] = {
+        "label": lambda label: 1 - label,
+        "face_px": lambda size: size and size + 1,
+        "affine": lambda values: values and [0.5, *values[1:]],
+        "status": lambda status: "small_face" if status == "no_face" else status,
+        "raw_sync_margin": lambda margin: 0.5,  # nothing but a --where can ask for it
+    }
+    words = r"was written from other packs than .*faces holds now, or by an older version; .*--overwrite"
+    for column, change in changes.items():
+        file.write_bytes(whole)
+        change_column(file, column, change)
+        with pytest.raises(UserError, match=words):
+            shard(faces, out, CONFIG)
+        assert digests(out) == before
+    file.write_bytes(whole)
+    change_column(file, "label", changes["label"])
+    (out / "train-000000.tar").unlink()  # old and new shards are not mixed
+    with pytest.raises(UserError, match=words):
+        shard(faces, out, CONFIG)
+    shard(faces, out, CONFIG, overwrite=True)
+    assert {row["label"] for row in index_rows(out) if row["method"] == "original"} == {0, 1}
+    assert digests(out)["val-000000.tar"] != before["val-000000.tar"]
+
+
+def test_only_shards_of_the_same_plan_are_kept(tmp_path: Path) -> None:
+    """Of a set without the plans' digests, as older versions wrote them, none is."""
+    faces, out = few_packs(tmp_path / "faces"), tmp_path / "s"
+    shard(faces, out, ShardConfig(tuples_per_shard=2))
+    before, info = digests(out), json.loads((out / "shards.json").read_text())
+    assert len({entry["plan"] for entry in info["shardlist"]}) == 6
+    info["shardlist"][0]["plan"] = "0" * 64
+    del info["shardlist"][1]["plan"]
+    (out / "shards.json").write_text(json.dumps(info))
+    assert shard(faces, out, ShardConfig(tuples_per_shard=2)).kept == 6  # nothing is missing
+    (out / "val-000002.tar").unlink()
+    assert shard(faces, out, ShardConfig(tuples_per_shard=2)).kept == 3
+    assert digests(out) == before
+
+
+def test_hidden_files_of_others_are_kept(tmp_path: Path) -> None:
+    faces, out = few_packs(tmp_path / "faces"), tmp_path / "w"
+    mine = [".plan-notes", ".plan-12-notes/a", ".report.tmp", ".train-000000.tar.tmp", ".notes.json.12-0123abcd.tmp"]
+    for name in mine:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    (out / ".entries").mkdir()
+    (out / ".entries" / "my").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files \(\.entries \.\.\.\) and no shard\.json"):
+        shard(faces, out, CONFIG)
+    (out / ".entries" / "my").unlink()
+    (out / ".entries").rmdir()
+    shard(faces, out, CONFIG)
+    assert not (out / ".entries").exists()
+    (out / ".entries").mkdir()
+    for name in ("my", "notes.json", "train-000000.json"):
+        (out / ".entries" / name).write_text("mine")
+    shard(faces, out, CONFIG, overwrite=True)
+    assert sorted(file.name for file in (out / ".entries").iterdir()) == ["my", "notes.json"]
+    assert all((out / name).read_text() == "mine" for name in mine)
+
+
+def test_shards_behind_links_are_whole(tmp_path: Path) -> None:
+    faces, out, disk = few_packs(tmp_path / "faces"), tmp_path / "s", tmp_path / "disk"
+    shard(faces, out, CONFIG)
+    disk.mkdir()
+    for file in sorted(out.glob("train-*")):
+        file.rename(disk / file.name)
+        file.symlink_to(disk / file.name)
+    before = digests(out)
+    assert shard(faces, out, CONFIG).kept == 2 and (out / "train-000000.tar").is_symlink()
+    (out / "val-000000.tar").unlink()
+    assert shard(faces, out, CONFIG).kept == 1 and (out / "train-000000.tar").is_symlink()
+    (disk / "train-000000.tar").unlink()  # now the link names nothing
+    assert shard(faces, out, CONFIG).kept == 1 and digests(out) == before
+
+
+def test_wrong_use_leaves_no_folder(tmp_path: Path) -> None:
+    faces = few_packs(tmp_path / "faces")
+    (tmp_path / "mine").mkdir()
+    for out, config in (
+        (tmp_path / "new" / "deep", ShardConfig(where="nose > 1")),
+        (tmp_path / "mine", ShardConfig(methods=("Face2Face",))),
+    ):
+        with pytest.raises(UserError, match=r"nose|Face2Face"):
+            shard(faces, out, config)
+    assert not (tmp_path / "new").exists() and visible(tmp_path / "mine") == []
 
 
 def test_a_finished_set_is_left_as_it_is(made_faces_master: Path, whole: Path, tmp_path: Path) -> None:
@@ -494,7 +601,36 @@ def test_no_room_for_the_plan(made_faces_master: Path, tmp_path: Path) -> None:
     [line] = run.stderr.strip().splitlines()
     assert line.startswith("qadprep: a file grew over the size that this process may write (")
     assert "): raise ulimit -f and run the same command again" in line
-    assert [name for name in visible(tmp_path / "s") if name != "shard.json"] == []
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_room_to_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = few_packs(tmp_path / "faces")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+
+    monkeypatch.setattr("qadprep.shard.plan_shards", full)
+    with pytest.raises(RunEnded, match=r"^the disk is full \(/tmp/x\): free space and run the same command again$"):
+        shard(faces, tmp_path / "s", CONFIG, dry_run=True)
+    assert not (tmp_path / "s").exists()
+
+
+def test_scratch_folders_of_killed_runs_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [f"qadprep-shard-{ended.pid}-a", f"qadprep-shard-{ended.pid}-b", f"qadprep-shard-{os.getppid()}-c",
+             f"qadprep-sql-{ended.pid}-d", "qadprep-shard-mine"]  # fmt: skip
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "plan.duckdb").touch()
+    with _locked(tmp_path / names[1]) as held, temporary_folder() as folder:  # one that another container uses
+        assert held and folder.parent == tmp_path
+        assert sorted(visible(tmp_path)) == sorted([*names[1:], folder.name])
+        with temporary_folder():
+            assert folder.is_dir()
+    assert sorted(visible(tmp_path)) == sorted(names[1:])
 
 
 # Other people

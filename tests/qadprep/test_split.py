@@ -1,11 +1,13 @@
 """split: parts of a set as sets of their own, whose tuples keep every byte."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from helpers.rewritten import Made, fails, members, rewrite
 from helpers.sets import made_packs, made_shards
+from helpers.written import digests
 
 from qadprep.shardset import ShardSet
 from qadprep.split_set import _folds, split
@@ -100,6 +102,74 @@ def test_folds_keep_recordings_together(tmp_path: Path) -> None:
     assert [part.positions.tolist() for part in first] != [part.positions.tolist() for part in other]
     fails("has 13 recordings", lambda: split(source, tmp_path / "x", folds=14))
     fails("got 1; expected 2", lambda: split(source, tmp_path / "x", folds=1))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six recordings in one split, original and fake: 12 of 24 tuples of each; two have no face, left out as well."""
+    folder = tmp_path_factory.mktemp("small")
+    groups = {f"{number:03d}": "train" for number in range(6)}
+    faces = made_packs(
+        folder / "faces", groups, methods=("original", "Deepfakes"), frames=2, qualities=("raw",), size_px=16
+    )
+    return made_shards(folder / "shards", faces)
+
+
+def test_fewer_folds_leave_no_old_one(small: Path, tmp_path: Path) -> None:
+    """A recording would be in a new fold and in an old one."""
+    out = tmp_path / "cv"
+    split(small, out, folds=4)
+    (out / "fold-3" / "notes.txt").write_text("mine")
+    Path(shutil.copytree(small, out / "whole"))
+    before = digests(out)
+    fails("fold-0: was written with .*--overwrite", lambda: split(small, out, folds=2))
+    fails(
+        r"fold-0: is a part of another split, and none of this one's; .* --overwrite to delete it",
+        lambda: split(small, out, by="method"),
+    )
+    assert digests(out) == before
+    split(small, out, folds=2, overwrite=True)
+    assert sorted(file.name for file in out.iterdir()) == ["fold-0", "fold-1", "fold-3", "whole"]
+    assert digests(out / "fold-3").keys() == {"notes.txt"} and digests(out / "whole") == digests(small)
+    groups = [set(ShardSet(out / f"fold-{fold}").table["group"].to_pylist()) for fold in range(2)]
+    assert groups[0] | groups[1] == {f"{number:03d}" for number in range(6)} and not groups[0] & groups[1]
+    split(small, out, by="method", overwrite=True)
+    assert sorted(file.name for file in out.iterdir()) == ["Deepfakes", "fold-3", "original", "whole"]
+    # The source itself, and a source that is damaged, cost nothing.
+    again = out / "Deepfakes"
+    fails("is one of the sets that are read", lambda: split(again, out, folds=2, overwrite=True))
+    broken = Path(shutil.copytree(small, tmp_path / "broken"))
+    (broken / "train-000001.tar").unlink()
+    before = digests(out)
+    fails("train-000001.tar: not there", lambda: split(broken, out, folds=2, overwrite=True))
+    assert digests(out) == before
+
+
+def test_all_parts_are_looked_at_before_one_is_written(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "original").mkdir(parents=True)
+    (tmp_path / "out" / "original" / "thesis.tex").write_text("x")
+    fails("original: holds other files .thesis.tex", lambda: split(small, tmp_path / "out", by="method"))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["original"]
+
+
+def test_what_is_not_in_a_part_is_counted(small: Path, tmp_path: Path) -> None:
+    faces = small.parent / "faces"
+    one = made_shards(tmp_path / "one", faces, max_frames=1)
+    split(one, tmp_path / "fakes", where="label = 1")
+    split(tmp_path / "fakes", tmp_path / "cv", folds=2)
+    info = ShardSet(tmp_path / "cv" / "fold-1").info
+    assert info["left_out"] == {"filter_where": 6, "no_face": 6, "other_parts": 3, "over_max_frames": 12}
+    assert info["extraction"] == {"attempted": 30, "ok": 24, "failures": 0}
+    assert sum(info["left_out"].values()) + sum(info["tuples"].values()) == 30
+    card = (tmp_path / "cv" / "fold-1" / "README.md").read_text()
+    for line in (
+        "- chosen tuples: folds `2`, fold `1`, fold_seed `0`, out of what was chosen in the source\n",
+        "- attempted and left out: 6 filter_where, 6 no_face, 3 other_parts, 12 over_max_frames\n",
+        ", chosen there: where `label = 1`\n  - made of ffpp-16px, ",
+        ", chosen there: max_frames `1`\n",
+    ):
+        assert line in card, line
+    assert "all complete ones" not in card
 
 
 def test_split_says_what_is_wrong(made_set: Path, tmp_path: Path) -> None:

@@ -29,10 +29,12 @@ from helpers.shard_damage import (
 from qadprep.cli import main
 from qadprep.codecs import encode_image
 from qadprep.errors import UserError
+from qadprep.locks import sole_user
 from qadprep.repair import repair
 from qadprep.verify import Fault, VerifyReport, verify
 from qadprep.verify_faults import MAX_LISTED_PER_SHARD
 from qadprep.verify_file import ShardFile
+from qadprep.verify_set import config_hash
 
 LEVELS = ("full", "hashes", "quick")
 ROW = 5
@@ -553,6 +555,47 @@ def test_repair_on_the_command_line(made_set: Path, made_faces_master: Path, run
     (made_set / "test-000000.tar").write_bytes(b"")
     good = run(made_set, "--repair", "--faces", made_faces_master)
     assert good.returncode == 0 and "written again: test-000000.tar" in good.stderr
+    assert digests(made_set) == before
+
+
+def test_repair_names_damaged_crops_of_the_packs(
+    made_set: Path, made_faces_master: Path, tmp_path: Path, run: Callable[..., Ended]
+) -> None:
+    faces = Path(shutil.copytree(made_faces_master, tmp_path / "faces"))
+    [row] = [row for row in rows_of(made_set, "test-000000") if row["frame"] == 10 and row["method"] == "original"]
+    pack = faces / "ffpp" / "200.tar"
+    data = pack.read_bytes()
+    at = data.index(b"original/200/000010_0.c23.png") + 512 + 40
+    pack.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    (made_set / "test-000000.tar").unlink()
+    report = repair(made_set, faces)
+    assert report.repaired == [] and report.left.fault_count
+    [crop] = report.as_dict()["damaged_crops"]
+    assert (crop["key"], crop["pack"], crop["byte"]) == (row["key"], "ffpp/200.tar", at - 40)
+    done = run(made_set, "--repair", "--faces", faces)
+    assert done.returncode == 1 and "damaged crops in the packs themselves" in done.stdout
+
+
+def test_repair_waits_for_nobody(made_set: Path, made_faces_master: Path) -> None:
+    """Not even shard.json is written while another run is at work there."""
+    (made_set / "shard.json").write_text("{}")
+    with sole_user(made_set), pytest.raises(UserError, match="another run is writing there"):
+        repair(made_set, made_faces_master, level="quick")
+    assert (made_set / "shard.json").read_text() == "{}"
+    assert repair(made_set, made_faces_master, level="quick").repaired == ["shard.json"]
+    assert not (made_set / ".lock").exists()
+
+
+def test_repair_of_a_set_whose_packs_hash_is_of_an_older_version(made_set: Path, made_faces_master: Path) -> None:
+    info = json.loads((made_set / "shards.json").read_text())
+    config = info["config"] | {"packs_hash": "0" * 64}
+    config["config_hash"] = config_hash(config)
+    info |= {"config": config, "config_hash": config["config_hash"]}
+    (made_set / "shards.json").write_text(json.dumps(info))
+    (made_set / "shard.json").write_text(json.dumps(config))
+    before = digests(made_set)
+    (made_set / "val-000000.tar").unlink()
+    assert repair(made_set, made_faces_master).repaired == ["val-000000.tar"]
     assert digests(made_set) == before
 
 

@@ -94,6 +94,11 @@ def test_a_manifest_made_elsewhere(tmp_path: Path) -> None:
         ({"name": "a\n"}, "name 'a\\n'; expected letters"),
         ({"split": ""}, "split ''; expected letters"),
         ({"split": None}, "split None; expected letters"),
+        (
+            {"split": "Train"},
+            "split 'Train' of ffiw/FFIW/train_1; expected a word of at most 16 small letters",
+        ),
+        ({"split": "val_a"}, "split 'val_a' of ffiw/FFIW/train_1; expected a word"),
         ({"label": 0}, "has label 0; expected 0 for original, 1 for any other method"),
         ({"label": None}, "has label None"),
     ],
