@@ -1,52 +1,53 @@
 """Score a detector on a split: each quality x method, frame level and video level."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import isnan
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import nn
+from torch.utils.data import DataLoader
 
 from qadprep.errors import UserError
+from qadprep.progress import progress_bar
 from qadprep.shardset import ShardSet
-from qadtrain.checkpoint import CONFIG_NAME, checkpoint_path, load_weights, read_run_json, write_atomically
+from qadtrain.checkpoint import CONFIG_NAME, checkpoint_path, load_weights, read_run_json
 from qadtrain.config import Config
 from qadtrain.config_io import load_config, read_toml
-from qadtrain.data import make_loader, open_split, to_network_input, whole_batches
-from qadtrain.device import autocast_to, choose_device
-from qadtrain.metrics import METRICS, Scores, average, binary_scores
+from qadtrain.data import TupleBatch, collate, make_loader, open_split, to_network_input
+from qadtrain.device import autocast_to, choose_device, device_name, precision_name
+from qadtrain.distributed import Ranks
+from qadtrain.metrics import SHORT
 from qadtrain.models import build_model
+from qadtrain.safe_files import sha256_of, write_atomically
+from qadtrain.score_files import SCORES_NAME, fake_margin, fake_probability, write_scores
+from qadtrain.summary import (
+    AVERAGE,
+    LEVELS,
+    ORIGINAL,
+    POOLED,
+    PROBABILITY,
+    Report,
+    check_aggregate,
+    check_draws,
+    summarise,
+)
+from qadtrain.tables import report_csv, report_latex, report_tables
+from qadtrain.workers import WorkerBatches
 
-ORIGINAL, AVERAGE, POOLED = "original", "average", "all"
-LEVELS = ("frame", "video")
-SHORT = {"accuracy": "ACC", "auc": "AUC", "eer": "EER"}
+__all__ = [
+    "AVERAGE", "LEVELS", "ORIGINAL", "POOLED", "REPORT_NAME", "SHORT", "Report", "evaluate",
+    "evaluation_lines", "fake_margin", "fake_probability", "load_run", "report_tables", "score_split", "summarise",
+    "write_scores",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Report:
-    """Scores by level, quality and method, with the averages; ``cells[level][quality][method]``."""
-
-    qualities: tuple[str, ...]
-    methods: tuple[str, ...]
-    cells: dict[str, dict[str, dict[str, Scores]]]
-
-    def pooled(self, level: str, quality: str) -> Scores:
-        """Scores of every sample of a quality together."""
-        return self.cells[level][quality][POOLED]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            level: {q: {m: s.as_json() for m, s in row.items()} for q, row in rows.items()}
-            for level, rows in self.cells.items()
-        }
+REPORT_NAME = "report.json"
+CHECKPOINTS = ("best", "last")
+_MOST_NAMED = 20
 
 
 def load_run(run_dir: Path, checkpoint: str) -> tuple[Config, nn.Module, dict[str, str]]:
@@ -67,115 +68,90 @@ def score_split(
     *,
     num_workers: int,
     batch_tuples: int | None = None,
+    ranks: Ranks | None = None,
+    skip_bad: int = 0,
+    damaged: dict[int, str] | None = None,
+    title: str = "",
 ) -> np.ndarray:
     """Logits of every tuple at every quality, without augmentation, in index order.
 
+    Args:
+        batch_tuples: tuples per forward pass; default the share of a process in a step of training.
+        ranks: several processes share the passes and give one another what they found.
+        skip_bad: damaged tuples that are left out; each process holds its own against it.
+        damaged: takes row of the index -> message of each of them, those of all processes.
+        title: of a progress bar; empty = none.
+
     Returns:
-        float64 (tuples, qualities, 2); [..., 1] is the fake class.
+        float64 (tuples, qualities, 2); [..., 1] is the fake class. NaN for the tuples that were left out.
+
+    Raises:
+        UserError: more damaged tuples than ``skip_bad``, or a loader process that died.
     """
+    ranks = ranks or Ranks()
     was_training = model.training
     model.eval()
-    size = batch_tuples or config.data.batch_tuples
-    requests = [[(0, i) for i in range(first, min(first + size, len(shards)))] for first in range(0, len(shards), size)]
+    size = batch_tuples or max(1, config.data.batch_tuples // ranks.world)
+    starts = range(ranks.rank * size, len(shards), ranks.world * size)
+    requests = [[(0, i) for i in range(first, min(first + size, len(shards)))] for first in starts]
     loader = make_loader(shards, requests, seed=0, flip_probability=0.0, num_workers=num_workers, device=device)
-    logits = np.empty((len(shards), len(shards.qualities), 2))
-    for batch in whole_batches(loader):
-        images = to_network_input(
-            batch.images,
-            None,
-            size_px=config.data.image_size_px or shards.size_px,
-            normalization=config.data.normalization,
-            device=device,
-            channels_last=config.model.channels_last,
-        )
-        with autocast_to(config.train.precision, device):
-            output = model(images).logits
-        logits[batch.indices.numpy()] = output.double().cpu().view(len(batch.indices), -1, 2).numpy()
+    logits = np.full((len(shards), len(shards.qualities), 2), np.nan)
+    own: list[np.ndarray] = []
+    bad: dict[int, str] = {}
+    bar = progress_bar(title, sum(map(len, requests)), "tuples") if title else nullcontext(lambda *_: None)
+    with bar as advance:
+        for request, batch in zip(requests, _readable(loader, requests, skip_bad, bad), strict=True):
+            if len(batch.indices):
+                images = to_network_input(
+                    batch.images,
+                    None,
+                    size_px=config.data.image_size_px or shards.size_px,
+                    normalization=config.data.normalization,
+                    device=device,
+                    channels_last=config.model.channels_last,
+                )
+                with autocast_to(config.train.precision, device):
+                    output = model(images).logits
+                own.append(batch.indices.numpy())
+                logits[own[-1]] = output.double().cpu().view(len(batch.indices), -1, 2).numpy()
+            advance(len(request), f"{len(bad)} left out" if bad else "")
     model.train(was_training)
+    if ranks.world > 1:
+        rows = np.concatenate([np.empty(0, np.int64), *own])
+        for their_rows, theirs, their_bad in ranks.gather_objects((rows, logits[rows], bad)):
+            logits[their_rows] = theirs
+            bad |= their_bad
+    if damaged is not None:
+        damaged |= bad
     return logits
 
 
-def fake_probability(logits: np.ndarray) -> np.ndarray:
-    """float64 (..., 2) -> (...): softmax probability of the fake class.
-
-    In float64: in float32 every confident score becomes exactly 1, and the ties blur AUC and EER.
-    """
-    return torch.sigmoid(torch.from_numpy(logits[..., 1] - logits[..., 0])).numpy()
-
-
-def summarise(prob_fake: np.ndarray, index: pa.Table, qualities: tuple[str, ...]) -> Report:
-    """Metrics per level, quality and method.
-
-    Each manipulation is scored against the originals of its own dataset in the same split; ``all`` pools every
-    sample of a quality; ``average`` is the plain mean over the methods (in a row) and over the qualities (of a
-    column). Video level takes the mean probability over the frames of a video, or of one face where a video has
-    several with labels of their own.
-
-    Args:
-        prob_fake: float (tuples, qualities), rows in index order.
-        index: columns label, dataset, method, video and face.
-        qualities: names of the columns of ``prob_fake``.
-    """
-    labels = index["label"].to_numpy().astype(np.int64)
-    dataset, method, video = (
-        np.asarray(index[name].to_pylist(), dtype=object) for name in ("dataset", "method", "video")
-    )
-    face = [str(number) for number in index["face"].to_pylist()]
-    columns = method_columns(dataset, method)
-    _, first, group = np.unique(
-        np.array(["\0".join(parts) for parts in zip(dataset, method, video, face, strict=True)]),
-        return_index=True,
-        return_inverse=True,
-    )
-    frames_per_video = np.bincount(group)
-    cells: dict[str, dict[str, dict[str, Scores]]] = {level: {} for level in LEVELS}
-    for number, quality in enumerate(qualities):
-        frame_prob = prob_fake[:, number]
-        video_prob = np.bincount(group, weights=frame_prob) / frames_per_video
-        cells["frame"][quality] = _row(frame_prob, labels, dataset, method, columns)
-        cells["video"][quality] = _row(video_prob, labels[first], dataset[first], method[first], columns)
-    for level in LEVELS:
-        names = [*columns, POOLED, AVERAGE]
-        cells[level][AVERAGE] = {name: average([cells[level][q][name] for q in qualities]) for name in names}
-    return Report(tuple(qualities), tuple(columns), cells)
-
-
-def method_columns(dataset: np.ndarray, method: np.ndarray) -> dict[str, tuple[str, str]]:
-    """Column name -> (dataset, method) of each manipulation; names carry the dataset when there are several."""
-    several = len(set(dataset)) > 1
-    pairs = sorted({(d, m) for d, m in zip(dataset, method, strict=True) if m != ORIGINAL})
-    return {f"{d}/{m}" if several else m: (d, m) for d, m in pairs}
-
-
-def _row(
-    prob: np.ndarray, labels: np.ndarray, dataset: np.ndarray, method: np.ndarray, columns: dict[str, tuple[str, str]]
-) -> dict[str, Scores]:
-    row = {}
-    for name, (its_dataset, its_method) in columns.items():
-        chosen = (dataset == its_dataset) & ((method == its_method) | (labels == 0))
-        row[name] = binary_scores(prob[chosen], labels[chosen])
-    return {**row, POOLED: binary_scores(prob, labels), AVERAGE: average(list(row.values()))}
-
-
-def write_scores(path: Path, logits: np.ndarray, index: pa.Table, qualities: tuple[str, ...]) -> None:
-    """``scores.parquet``: a row for each tuple and quality, in index order, with its logits and probability."""
-    tuples = len(index)
-    wanted = ("key", "dataset", "method", "video", "group", "frame", "face", "label", "split")
-    rows = pa.array(np.repeat(np.arange(tuples), len(qualities)))
-    table = index.select([name for name in wanted if name in index.column_names]).take(rows)
-    flat = logits.reshape(-1, 2)
-    table = table.append_column("quality", pa.array(list(qualities) * tuples, pa.string()))
-    table = table.append_column("logit_real", pa.array(flat[:, 0], pa.float64()))
-    table = table.append_column("logit_fake", pa.array(flat[:, 1], pa.float64()))
-    table = table.append_column("prob_fake", pa.array(fake_probability(flat), pa.float64()))
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+def _readable(
+    loader: DataLoader, requests: Sequence[Sequence[tuple[int, int]]], skip_bad: int, bad: dict[int, str]
+) -> Iterator[TupleBatch]:
+    """The loader's batches without their damaged tuples, which go to ``bad``; a batch of none of others is empty."""
+    batches = WorkerBatches(loader)
+    try:
+        for request, batch in zip(requests, batches, strict=True):
+            if batch.damage:
+                if not skip_bad:
+                    raise UserError(batch.damage)
+                # The batch came without its pictures: read the sound ones again, here.
+                items = {index: loader.dataset[epoch, index] for epoch, index in request}
+                bad |= {index: item for index, item in items.items() if isinstance(item, str)}
+                if len(bad) > skip_bad:
+                    raise UserError(
+                        f"--skip-bad: got {len(bad)} damaged tuples, expected at most {skip_bad}: {batch.damage}"
+                    )
+                batch = collate([item for item in items.values() if not isinstance(item, str)])
+            yield batch
+    finally:
+        batches.close()
 
 
 def evaluate(
     run_dir: Path,
-    shards_path: Path,
+    shards_path: Path | str,
     *,
     split: str = "test",
     checkpoint: str = "best",
@@ -183,70 +159,131 @@ def evaluate(
     device: str = "auto",
     num_workers: int = -1,
     batch_tuples: int | None = None,
+    aggregate: str = PROBABILITY,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    skip_bad: int = 0,
+    progress: bool = True,
 ) -> tuple[Report, dict[str, Any], Path]:
-    """Score a run on a split and write ``scores.parquet`` and ``report.json``.
+    """Score a run on a split and write ``scores.parquet``, ``report.json``, ``report.csv`` and ``report.tex``.
 
     Args:
-        run_dir: folder written by :func:`qadtrain.trainer.fit`.
+        run_dir: folder written by :func:`qadtrain.fit.fit`.
         shards_path: any shard set, also another one than was trained on; crops are resized to the network.
         split: its split to score.
         checkpoint: ``best`` or ``last``.
-        out_dir: where to write; default ``RUN/eval/<shard set>-<split>``.
+        out_dir: where to write; default as :func:`eval_folder` names it.
         batch_tuples: tuples per forward pass; default that of training.
+        aggregate: how a video's frames become one score: ``prob``, ``logit``, ``top5`` (:func:`check_aggregate`).
+        bootstrap: draws of videos for the 95 % intervals; 0 = none.
+        seed: of the draws.
+        skip_bad: damaged tuples that may be left out; they are counted and named, and have no score.
+        progress: show it on stderr.
 
     Returns:
         The report, the contents of report.json, and the folder.
 
     Raises:
-        UserError: not a run, no such checkpoint, no such split, or a damaged tuple.
+        UserError: not a run, no such checkpoint, no such split, an unknown ``aggregate``, or more damaged tuples than
+            ``skip_bad``.
     """
-    if checkpoint not in ("best", "last"):
+    if checkpoint not in CHECKPOINTS:
         raise UserError(f"--checkpoint: got {checkpoint}, expected best or last")
+    if skip_bad < 0:
+        raise UserError(f"--skip-bad: got {skip_bad}, expected 0 or more")
+    check_aggregate(aggregate)
+    check_draws(bootstrap)
     config, model, note = load_run(run_dir, checkpoint)
     where = choose_device(device)
+    damaged: dict[int, str] = {}
     with open_split(shards_path, split) as shards:
-        model = model.to(where)
-        logits = score_split(model, shards, config, where, num_workers=num_workers, batch_tuples=batch_tuples)
-        report = summarise(fake_probability(logits), shards.table, shards.qualities)
-        out_dir = out_dir or Path(run_dir) / "eval" / f"{Path(shards_path).resolve().name}-{split}"
-        out_dir.mkdir(parents=True, exist_ok=True)
-        write_scores(out_dir / "scores.parquet", logits, shards.table, shards.qualities)
-        trained_on = read_run_json(run_dir)["shards"]
-        contents = {
-            "split": split,
-            "checkpoint": {"name": checkpoint, **note},
-            "shards": {
-                "fingerprint": shards.fingerprint,
-                "same_as_trained": shards.fingerprint == trained_on["fingerprint"],
-            },
-            "tuples": len(shards),
-            "qualities": list(report.qualities),
-            "methods": list(report.methods),
-            "metrics": report.as_json(),
-        }
-    write_atomically(out_dir / "report.json", (json.dumps(contents, indent=2, allow_nan=False) + "\n").encode())
+        logits = score_split(
+            model.to(where),
+            shards,
+            config,
+            where,
+            num_workers=num_workers,
+            batch_tuples=batch_tuples,
+            skip_bad=skip_bad,
+            damaged=damaged,
+            title="score" if progress else "",
+        )
+        index, qualities = shards.table, tuple(shards.qualities)
+        fingerprint = shards.fingerprint
+        names = {row: shards.where(row) for row in np.flatnonzero(~np.isfinite(logits).all(axis=(1, 2)))[:_MOST_NAMED]}
+    out_dir = out_dir or eval_folder(run_dir, shards_path, split, checkpoint, fingerprint)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / REPORT_NAME).unlink(missing_ok=True)  # it vouches for the scores, which are about to change
+    write_scores(out_dir / SCORES_NAME, logits, index, qualities, damaged)
+    report = summarise(
+        fake_probability(logits),
+        index,
+        qualities,
+        margin=fake_margin(logits),
+        aggregate=aggregate,
+        full=True,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    trained_on = read_run_json(run_dir)["shards"]
+    contents = {
+        "split": split,
+        "checkpoint": {"name": checkpoint, **note, "weights_sha256": sha256_of(checkpoint_path(run_dir, checkpoint))},
+        "shards": {"fingerprint": fingerprint, "same_as_trained": fingerprint == trained_on["fingerprint"]},
+        "device": device_name(where),
+        "precision": precision_name(config.train.precision, where),
+        "tuples": len(index),
+        "not_scored": _not_scored(logits, damaged, qualities, names),
+        "qualities": list(report.qualities),
+        "methods": list(report.methods),
+        "aggregate": aggregate,
+        "bootstrap": {"draws": bootstrap, "seed": seed, "drawn": "videos, per dataset, method and class"},
+        "metrics": report.as_json(),
+    }
+    write_atomically(out_dir / "report.csv", report_csv(report).encode())
+    write_atomically(out_dir / "report.tex", "\n".join(report_latex(report, level) for level in LEVELS).encode())
+    write_atomically(out_dir / REPORT_NAME, (json.dumps(contents, indent=2, allow_nan=False) + "\n").encode())
     return report, contents, out_dir
 
 
-def report_tables(report: Report) -> Iterator[Table]:
-    """Rich tables, frame level then video level; a row for each quality and metric, figures in percent."""
-    names = (*report.methods, AVERAGE, POOLED)
-    for level in LEVELS:
-        table = Table(title=f"{level} level, percent", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("quality")
-        table.add_column("")
-        for name in names:
-            table.add_column(name, justify="right", overflow="fold")
-        for quality in (*report.qualities, AVERAGE):
-            row = report.cells[level][quality]
-            for metric in METRICS:
-                figures = (_percent(getattr(row[name], metric)) for name in names)
-                last = metric == METRICS[-1]
-                table.add_row(quality if metric == METRICS[0] else "", SHORT[metric], *figures, end_section=last)
-        reasons = {score.reason for q in report.qualities for score in report.cells[level][q].values() if score.reason}
-        table.caption = "; ".join(sorted(reasons)) or None
-        yield table
+def eval_folder(run_dir: Path, shards_path: Path | str, split: str, checkpoint: str, fingerprint: str) -> Path:
+    """``RUN/eval/<shard set>-<split>``, with ``-last`` for that checkpoint; where the name is taken by another shard
+    set of the same name, with the first digits of the fingerprint."""
+    text = str(shards_path)
+    name = text.rstrip("/").rpartition("/")[2] if "://" in text else Path(shards_path).resolve().name
+    folder = Path(run_dir) / "eval" / (f"{name}-{split}" + ("-last" if checkpoint == "last" else ""))
+    try:
+        taken = json.loads((folder / REPORT_NAME).read_text("utf-8"))["shards"]["fingerprint"] != fingerprint
+    except (OSError, ValueError, KeyError, TypeError):
+        taken = False
+    return folder.with_name(f"{folder.name}-{fingerprint[:8]}") if taken else folder
 
 
-def _percent(value: float) -> str:
-    return "-" if isnan(value) else f"{100 * value:.2f}"
+def evaluation_lines(contents: dict[str, Any]) -> list[str]:
+    """What people must know beside the tables: tuples without a score, each of the first ones named."""
+    lost = contents["not_scored"]
+    lines = []
+    if lost["damaged"]:
+        lines.append(f"{lost['damaged']} of {contents['tuples']} tuples are damaged and have no score")
+    if lost["not_finite"]:
+        per_quality = ", ".join(f"{quality} {count}" for quality, count in lost["per_quality"].items() if count)
+        lines.append(f"{lost['not_finite']} scores are inf or NaN and left out ({per_quality}): the network overflowed")
+    return lines + [f"  {reason}" for reason in lost["named"]]
+
+
+def _not_scored(
+    logits: np.ndarray, damaged: dict[int, str], qualities: Sequence[str], names: dict[int, str]
+) -> dict[str, Any]:
+    lost = ~np.isfinite(logits).all(axis=2)
+    lost[list(damaged)] = False
+    named = dict(islice(sorted(damaged.items()), _MOST_NAMED))
+    for row, place in names.items():
+        if row not in damaged:
+            values = (f"{qualities[q]} {logits[row, q].tolist()}" for q in np.flatnonzero(lost[row]))
+            named[int(row)] = f"{place}: logits {', '.join(values)}"
+    return {
+        "damaged": len(damaged),
+        "not_finite": int(lost.sum()),
+        "per_quality": {quality: int(lost[:, q].sum()) for q, quality in enumerate(qualities)},
+        "named": list(named.values()),
+    }

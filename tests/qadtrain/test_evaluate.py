@@ -1,15 +1,39 @@
 """Who is scored against whom, and what is written."""
 
+import csv
+import io
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.untrained_runs import untrained_run
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from qadtrain.evaluate import AVERAGE, POOLED, fake_probability, report_tables, summarise, write_scores
+from qadprep.errors import UserError
+from qadprep.shardset import ShardSet
+from qadtrain.evaluate import (
+    AVERAGE,
+    POOLED,
+    eval_folder,
+    evaluate,
+    evaluation_lines,
+    fake_margin,
+    fake_probability,
+    report_tables,
+    summarise,
+    write_scores,
+)
+from qadtrain.metrics import ALL_METRICS
+from qadtrain.safe_files import sha256_of
+from qadtrain.score_files import read_scores
+from qadtrain.summary import SplitRows, check_aggregate
+from qadtrain.tables import latex_text, report_csv, report_latex
 
 
 def index(rows: list[tuple[str, str, str, int]], faces: list[int] | None = None) -> pa.Table:
@@ -113,3 +137,219 @@ def test_scores_parquet_has_a_row_for_each_tuple_and_quality(tmp_path):
             assert (row["logit_real"], row["logit_fake"]) == tuple(logits[i, q])
             assert row["prob_fake"] == pytest.approx(math.exp(logits[i, q, 1]) / np.exp(logits[i, q]).sum())
             assert row["label"] == table["label"][i].as_py() and row["method"] == table["method"][i].as_py()
+
+
+def test_a_video_takes_the_mean_margin_or_its_highest_frames_when_asked():
+    table = index([("d", "original", "a", 0)] * 3 + [("d", "Fake", "b", 1)] * 4)
+    logits = np.zeros((7, 1, 2))
+    logits[:, 0, 1] = [-1.0, 0.0, 4.0, 2.0, 50.0, -60.0, 1.0]
+    prob, margin, rows = fake_probability(logits), fake_margin(logits), SplitRows(table)
+    video_b, video_a = rows.of_videos(margin, prob, "logit")[:, 0]  # by name: Fake comes first
+    assert (video_a, video_b) == pytest.approx((1 / (1 + math.exp(-1)), 1 / (1 + math.exp(7 / 4))))
+    assert rows.of_videos(margin, prob, "prob")[1, 0] == pytest.approx(prob[:3, 0].mean())
+    assert rows.of_videos(margin, prob, "top2")[1, 0] == pytest.approx((prob[2, 0] + prob[1, 0]) / 2)
+    assert rows.of_videos(margin, prob, "top9")[0, 0] == pytest.approx(prob[3:, 0].mean())
+    by_logit = summarise(prob, table, ("raw",), margin=margin, aggregate="logit").cells["video"]["raw"]["Fake"]
+    by_prob = summarise(prob, table, ("raw",)).cells["video"]["raw"]["Fake"]
+    # The frame at -60 outweighs three others as a logit, and not as a probability.
+    assert (by_logit.auc, by_prob.auc) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["mean", "top", "top0", "top-3", "TOP3", ""])
+def test_an_unknown_aggregate_is_named(name):
+    with pytest.raises(UserError, match=r"--aggregate: got '.*', expected prob, logit, or top and a number"):
+        check_aggregate(name)
+
+
+def test_frames_without_a_score_are_in_no_figure():
+    table = ffpp_index()
+    prob = np.random.default_rng(2).random((30, 2))
+    holes = prob.copy()
+    holes[4, 0] = holes[12, 0] = math.nan  # an original and a fake at raw
+    holes[0:3, 1] = math.nan  # a whole video at c40
+    report = summarise(holes, table, ("raw", "c40"), full=True, bootstrap=100)
+    label = table["label"].to_numpy()
+    raw = report.pooled("frame", "raw")
+    kept = np.isfinite(holes[:, 0])
+    assert raw.auc == pytest.approx(roc_auc_score(label[kept], prob[kept, 0]))
+    assert (raw.real, raw.fake, raw.unscored) == (11, 17, 2) and raw.reason == "2 samples without a score"
+    c40 = report.pooled("video", "c40")
+    assert (c40.real, c40.fake, c40.unscored) == (3, 6, 1)
+    assert report.pooled("video", "raw").unscored == 0
+    low, high = report.bounds("frame", "c40", POOLED)["auc"]
+    assert low <= report.pooled("frame", "c40").auc <= high
+
+
+def test_intervals_of_cells_and_averages():
+    table = ffpp_index()
+    label = table["label"].to_numpy()
+    prob = np.clip(np.random.default_rng(3).normal(0.4 + 0.2 * label[:, None], 0.2, (30, 2)), 0, 1)
+    report = summarise(prob, table, ("raw", "c40"), full=True, bootstrap=300, seed=1)
+    for level in ("frame", "video"):
+        for quality in ("raw", "c40", AVERAGE):
+            assert list(report.intervals[level][quality]) == ["Deepfakes", "FaceSwap", POOLED, AVERAGE]
+            for name, cell in report.cells[level][quality].items():
+                for metric in ("accuracy", "auc", "average_precision", "brier"):
+                    low, high = report.bounds(level, quality, name)[metric]
+                    place = (level, quality, name, metric)
+                    assert low - 1e-6 <= getattr(cell, metric) <= high + 1e-6, place
+                    assert low < high or level == "video", place  # videos: 4 against 3, which may part perfectly
+    widths = [np.diff(report.bounds("frame", q, POOLED)["auc"]).item() for q in ("raw", "c40", AVERAGE)]
+    assert widths[2] < max(widths[:2])
+    again = summarise(prob, table, ("raw", "c40"), full=True, bootstrap=300, seed=1)
+    assert again.intervals == report.intervals
+    cell = json.loads(json.dumps(report.as_json(), allow_nan=False))["frame"]["raw"]["Deepfakes"]
+    assert cell["interval"]["auc"] == list(report.bounds("frame", "raw", "Deepfakes")["auc"])
+    assert cell["always_fake"] == pytest.approx(9 / 21)
+
+
+def test_one_class_has_no_interval_where_it_has_no_figure():
+    report = summarise(np.array([[0.1], [0.9]]), index([("d", "original", "a", 0)] * 2), ("raw",), bootstrap=100)
+    assert math.isnan(report.bounds("frame", "raw", POOLED)["auc"][0])
+    assert report.as_json()["frame"]["raw"]["all"]["interval"]["auc"] is None
+    # One video would be drawn every time: an interval of no width says nothing.
+    assert report.pooled("frame", "raw").accuracy == 0.5
+    assert math.isnan(report.bounds("frame", "raw", POOLED)["accuracy"][0])
+    rows = [("d", "original", v, 0) for v in "ab"] + [("d", m, v, 1) for m, v in ("Xa", "Xb", "Yc")]
+    cells = summarise(np.arange(5)[:, None] / 5, index(rows), ("raw",), bootstrap=100).intervals["frame"]["raw"]
+    assert cells["X"]["auc"] == cells[POOLED]["auc"] == (1.0, 1.0)  # all parted, whichever videos are drawn
+    assert math.isnan(cells["Y"]["auc"][0]) and math.isnan(cells[AVERAGE]["auc"][0])
+    two = index([("d", "original", "a", 0), ("d", "original", "b", 0)])
+    report = summarise(np.array([[0.1], [0.9]]), two, ("raw",), bootstrap=100)
+    assert report.bounds("frame", "raw", POOLED)["accuracy"] == (0.0, 1.0)
+
+
+def test_tables_in_text_latex_and_csv():
+    table = ffpp_index()
+    prob = np.random.default_rng(4).random((30, 2))
+    report = summarise(prob, table, ("raw", "c40"), full=True, bootstrap=100)
+    cell = report.cells["video"]["c40"]["FaceSwap"]
+    console = Console(file=io.StringIO(), width=120)
+    console.print(list(report_tables(report))[1])
+    text = console.file.getvalue()
+    low, high = report.bounds("video", "c40", "FaceSwap")["auc"]
+    assert f"{100 * cell.auc:.2f}" in text and f"{100 * low:.1f}-{100 * high:.1f}" in text
+    assert "ACC of calling everything fake: Deepfakes 42.9, FaceSwap 42.9, all 60.0" in " ".join(text.split())
+    lines = list(csv.DictReader(io.StringIO(report_csv(report))))
+    assert len(lines) == 2 * 3 * 4 * len(ALL_METRICS)
+    line = next(each for each in lines if [*each.values()][:4] == ["video", "c40", "FaceSwap", "auc"])
+    assert (float(line["value"]), float(line["low"])) == pytest.approx((cell.auc, low), abs=1e-6)
+    assert (line["real"], line["fake"]) == ("4", "3")
+    latex = report_latex(report, "video")
+    assert latex.count(r" \\") == 1 + 3 * 3 and latex.startswith("% video level")
+    row = next(each for each in latex.splitlines() if each.startswith("c40 & ACC"))
+    assert row.split(" & ")[3] == f"{100 * cell.accuracy:.2f}"
+    assert latex_text("50 % of a_b & c\\d") == r"50 \% of a\_b \& c\textbackslash{}d"
+
+
+def test_a_score_that_is_not_finite_has_no_probability(tmp_path):
+    table = ffpp_index().append_column("key", pa.array([f"k{i}" for i in range(30)]))
+    logits = np.random.default_rng(1).normal(size=(30, 2, 2))
+    logits[3, 1] = [math.inf, 0.0]
+    logits[5] = math.nan
+    assert math.isnan(fake_probability(logits)[3, 1]) and fake_probability(np.array([math.inf, math.inf])) != 0.5
+    write_scores(tmp_path / "scores.parquet", logits, table, ("raw", "c40"), damaged={5: "cut short"})
+    rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert (rows[7]["status"], rows[7]["logit_real"], rows[7]["prob_fake"]) == ("not finite", math.inf, None)
+    assert (rows[10]["status"], rows[10]["logit_real"], rows[10]["prob_fake"]) == ("damaged", None, None)
+    kept = read_scores(tmp_path / "scores.parquet")
+    assert np.array_equal(kept.logits, logits, equal_nan=True) and kept.qualities == ("raw", "c40")
+    assert kept.index["key"].to_pylist() == table["key"].to_pylist()
+    assert [kept.status[row, 1] for row in (3, 4, 5)] == ["not finite", "ok", "damaged"]
+
+
+def test_files_that_are_no_scores_are_one_line(tmp_path):
+    path = tmp_path / "scores.parquet"
+    path.write_text("nothing")
+    with pytest.raises(UserError, match="not a file of scores"):
+        read_scores(path)
+    pq.write_table(pa.table({"key": ["a"]}), path)
+    with pytest.raises(UserError, match="not a file of scores"):
+        read_scores(path)
+    table = ffpp_index().append_column("key", pa.array([f"k{i}" for i in range(30)]))
+    write_scores(path, np.zeros((30, 2, 2)), table, ("raw", "c40"))
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(UserError, match="expected a row for each tuple and quality"):
+        read_scores(path)
+
+
+def test_evaluate_keeps_scores_and_writes_tables(shards_dir, tmp_path):
+    run = untrained_run(tmp_path / "run", shards_dir)
+    report, contents, folder = evaluate(run, shards_dir, bootstrap=100, num_workers=0, progress=False)
+    assert folder == run / "eval" / "set-test" and contents == json.loads((folder / "report.json").read_text())
+    kept = read_scores(folder / "scores.parquet")
+    label, prob = kept.index["label"].to_numpy(), fake_probability(kept.logits)
+    assert report.pooled("frame", "c40").auc == pytest.approx(roc_auc_score(label, prob[:, 2]))
+    assert contents["checkpoint"]["weights_sha256"] == sha256_of(run / "checkpoints" / "best.safetensors")
+    assert contents["not_scored"]["damaged"] == contents["not_scored"]["not_finite"] == 0
+    assert evaluation_lines(contents) == []
+    assert (folder / "report.csv").read_text() == report_csv(report)
+    assert r"\toprule" in (folder / "report.tex").read_text()
+    with pytest.raises(UserError, match="--skip-bad: got -1, expected 0 or more"):
+        evaluate(run, shards_dir, skip_bad=-1)
+    with pytest.raises(UserError, match="--bootstrap: got 99, expected 0 for no intervals, or 100 draws or more"):
+        evaluate(run, shards_dir, bootstrap=99)
+
+
+def test_another_set_of_the_same_name_does_not_overwrite_the_scores(make_shards, shards_dir, tmp_path):
+    run = untrained_run(tmp_path / "run", shards_dir)
+    one, two = (make_shards(tmp_path / name / "set", {"test": 8}, seed=n) for n, name in enumerate("ab"))
+    folders = [evaluate(run, path, bootstrap=0, num_workers=0, progress=False)[2] for path in (one, two, one)]
+    assert folders[0] == folders[2] == run / "eval" / "set-test"
+    assert folders[1].name == f"set-test-{ShardSet(two).fingerprint[:8]}"
+    assert eval_folder(run, "s3://bucket/deep/shards/", "val", "last", "f" * 64) == run / "eval" / "shards-val-last"
+
+
+def damaged_copy(shards: Path, folder: Path, rows: list[int]) -> Path:
+    """The set with the raw crop of some test tuples overwritten."""
+    copy = Path(shutil.copytree(shards, folder))
+    table = pq.read_table(copy / "test-000000.parquet").to_pylist()
+    data = bytearray((copy / "test-000000.tar").read_bytes())
+    for row in rows:
+        start = table[row]["raw_offset"]
+        data[start : start + table[row]["raw_size"]] = bytes(table[row]["raw_size"])
+    (copy / "test-000000.tar").write_bytes(data)
+    return copy
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_tuples_are_counted_named_and_never_scored(shards_dir, tmp_path, workers):
+    run = untrained_run(tmp_path / "run", shards_dir)
+    # The first batch of 16 has two, and the rest of a batch is scored all the same.
+    damaged = damaged_copy(shards_dir, tmp_path / "damaged", [1, 4])
+    how = {"bootstrap": 0, "num_workers": workers, "progress": False}
+    with pytest.raises(UserError, match=r"test-000000\.tar: ffpp/.*: raw: .*qadprep verify"):
+        evaluate(run, damaged, **how)
+    with pytest.raises(UserError, match="got 2 damaged tuples, expected at most 1: "):
+        evaluate(run, damaged, skip_bad=1, **how)
+    assert not (run / "eval").exists()
+    report, contents, folder = evaluate(run, damaged, skip_bad=2, **how)
+    assert contents["not_scored"]["damaged"] == 2 and contents["not_scored"]["not_finite"] == 0
+    lines = evaluation_lines(contents)
+    assert lines[0] == "2 of 32 tuples are damaged and have no score" and len(lines) == 3
+    kept = read_scores(folder / "scores.parquet")
+    assert kept.index["key"][1].as_py() in lines[1] and kept.index["key"][4].as_py() in lines[2]
+    assert (kept.status[[1, 4]] == "damaged").all() and np.isnan(kept.logits[[1, 4]]).all()
+    whole = read_scores(evaluate(run, shards_dir, **how)[2] / "scores.parquet")
+    others = [row for row in range(32) if row not in (1, 4)]
+    assert kept.logits[others] == pytest.approx(whole.logits[others], abs=1e-4)
+    cell = report.pooled("frame", "c23")
+    assert cell.real + cell.fake == 30 and cell.unscored == 2
+
+
+def test_a_split_of_damaged_tuples_alone_has_no_figures(make_shards, tmp_path):
+    shards = damaged_copy(make_shards(tmp_path / "set", {"test": 4}), tmp_path / "damaged", [0, 1, 2, 3])
+    run = untrained_run(tmp_path / "run", shards)
+    report, contents, _ = evaluate(run, shards, skip_bad=4, bootstrap=100, num_workers=0, progress=False)
+    assert report.pooled("frame", "raw").reason == "no samples; 4 samples without a score"
+    assert contents["metrics"]["video"]["raw"]["all"]["auc"] is None
+
+
+def test_a_network_that_overflows_is_said_not_scored(shards_dir, tmp_path):
+    run = untrained_run(tmp_path / "run", shards_dir, bias=(0.0, math.inf))
+    report, contents, folder = evaluate(run, shards_dir, bootstrap=0, num_workers=0, progress=False)
+    lines = evaluation_lines(contents)
+    assert lines[0] == "96 scores are inf or NaN and left out (raw 32, c23 32, c40 32): the network overflowed"
+    assert "ffpp/original/test000/000000_0" in lines[1] and "inf" in lines[1] and len(lines) == 21
+    assert math.isnan(report.pooled("frame", "raw").accuracy)
+    assert set(pq.read_table(folder / "scores.parquet")["prob_fake"].to_pylist()) == {None}
