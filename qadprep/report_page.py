@@ -109,7 +109,7 @@ def _navigation(sections: Sequence[Section], anchors: Sequence[str]) -> str:
             lines[-1][1].append(link)
     items = []
     for head, links in lines:
-        inner = f"<ul>{''.join(f'<li>{link}</li>' for link in links)}</ul>" if links else ""
+        inner = f"<ul>{' '.join(f'<li>{link}</li>' for link in links)}</ul>" if links else ""
         items.append(f"<li>{head}{inner}</li>")
     return f"<nav aria-label='Contents'><ul>{''.join(items)}</ul></nav>" if items else ""
 

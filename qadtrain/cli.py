@@ -4,29 +4,24 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from qadprep.errors import UserError
+from qadtrain import cli_explain, cli_scores, cli_use
+from qadtrain.cli_common import EXIT_PARTLY_FAILED, Json, Runs, Shards, Workers, end_with, interruptible, print_json
 
 app = typer.Typer(
-    help="Train a quality-agnostic deepfake detector on a tuple shard set, and score it.",
+    help="Train a quality-agnostic deepfake detector on a tuple shard set, score it, explain it, use it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
-
-Shards = Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder written by `qadprep shard`.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Workers = Annotated[int | None, typer.Option(help="Loader processes; -1 = one per core, at most 8.")]
-Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable summary on stdout.")]
+EXIT_USER_ERROR = 2
 
 
 @app.callback()
@@ -80,12 +75,12 @@ def fit_command(
         config = load_config(None, config_file, fields, base=read_toml(saved))
     else:
         config = load_config(preset or "qad-r", config_file, fields)
-    with _interruptible():  # by a second Ctrl-C; the first one saves a checkpoint
+    with interruptible():  # by a second Ctrl-C; the first one saves a checkpoint
         summary = fit(shards, out, config, resume=resume, allow_changes=allow_changes)
     if _rank():
         return  # one of several processes speaks
     if as_json:
-        _print_json(asdict(summary))
+        print_json(asdict(summary))
     elif not summary.stopped_by:
         for name, path in summary.checkpoints.items():
             detail = ""
@@ -98,44 +93,6 @@ def fit_command(
             f"Continue with: {_launcher()}qadtrain fit {shards} --out {out} --resume",
             err=True,
         )
-
-
-@app.command("eval")
-def eval_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder written by `qadtrain fit`.")],
-    shards: Shards,
-    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
-    checkpoint: Annotated[str, typer.Option(help="best or last.")] = "best",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the results; default RUN/eval/SHARDS-SPLIT.")
-    ] = None,
-    device: Device = "auto",
-    workers: Workers = None,
-    batch_tuples: Annotated[int | None, typer.Option(min=1, help="Tuples per pass; default that of training.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Accuracy, AUC and EER for each quality x method; writes scores.parquet and report.json."""
-    from rich.console import Console
-
-    from qadtrain.evaluate import evaluate, report_tables
-
-    with _interruptible():
-        report, contents, folder = evaluate(
-            run,
-            shards,
-            split=split,
-            checkpoint=checkpoint,
-            out_dir=out,
-            device=device,
-            num_workers=-1 if workers is None else workers,
-            batch_tuples=batch_tuples,
-        )
-    console = Console(stderr=as_json)
-    for table in report_tables(report):
-        console.print(table)
-    console.print(f"written: {folder / 'scores.parquet'}, {folder / 'report.json'}", markup=False, soft_wrap=True)
-    if as_json:
-        _print_json({"folder": str(folder)} | contents)
 
 
 @app.command("runs")
@@ -156,32 +113,44 @@ def runs_command(
     if compare:
         comparison = compare_runs(runs)
         if as_json:
-            _print_json(comparison.as_json())
+            print_json(comparison.as_json())
         else:
             for table in comparison_tables(comparison):
                 console.print(table)
     elif as_json:
-        _print_json({"runs": [run.as_json() for run in runs]})
+        print_json({"runs": [run.as_json() for run in runs]})
     else:
         console.print(runs_table(runs))
 
 
 @app.command("report")
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, in the order of the colours.")],
+    runs: Runs,
     out: Annotated[
         Path | None, typer.Option("--out", help="The page, or its folder; default report.html in the first RUN.")
     ] = None,
+    shards: Annotated[
+        list[Path] | None, typer.Option("--shards", help="Shard set of an evaluation, for pictures; repeatable.")
+    ] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option("--results", help="Further folder of results to look into; repeatable.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """One HTML page with curves, scores, configuration and events; a running run is shown as far as it is."""
+    """One HTML page: curves, tables, robustness, Grad-CAM, hardest tuples; a running run as far as it is."""
     from qadtrain.run_report import write_run_report
 
-    written = write_run_report(runs, out or runs[0])
+    page = write_run_report(runs, out or runs[0], shards=shards or (), results=results or ())
     if as_json:
-        _print_json(written)
+        print_json(page)
     else:
-        typer.echo(f"written: {written['report']}")
+        typer.echo(f"written: {page['report']}")
+    end_with(page["faults"])
+
+
+app.add_typer(cli_scores.app)
+app.add_typer(cli_explain.app)
+app.add_typer(cli_use.app)
 
 
 def main() -> None:
@@ -198,16 +167,22 @@ def main() -> None:
             raise
         _fail(str(error))
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if debug:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{os.strerror(error.errno)}; the checkpoint before it is kept: free space, then use --resume")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(f"{place}{os.strerror(error.errno)}; the checkpoint before it is kept: free space, then use --resume")
+        _fail(f"{place}{error.strerror or error} (--debug shows where)", EXIT_PARTLY_FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"internal error, {type(error).__name__}: {error} (--debug shows where)", EXIT_PARTLY_FAILED)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = EXIT_USER_ERROR) -> NoReturn:
     where = f"process {_rank()}: " if _rank() else ""
     typer.echo(f"error: {where}{message}", err=True)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)
 
 
 def _rank() -> int:
@@ -227,20 +202,6 @@ def _batch_tuples(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise UserError(f"--batch: got {text!r}, expected auto or a number of tuples from 1")
     return int(text)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C is exit code 130 and one word; left to itself, Typer's answer to it differs between versions."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _print_json(contents: dict[str, Any]) -> None:
-    typer.echo(json.dumps(contents, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

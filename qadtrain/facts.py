@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qadtrain.config import CHANGEABLE_ON_RESUME, Config
+from qadtrain.predict_setup import crop_facts
 
 if TYPE_CHECKING:
     from qadprep.shardset import ShardSet
@@ -79,6 +80,7 @@ def data_facts(shards: "ShardSet") -> dict[str, Any]:
         "qualities": list(shards.qualities),
         "size_px": shards.size_px,
         "splits": shards.splits,
+        "crop": crop_facts(shards.info),
     }
 
 
