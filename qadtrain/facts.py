@@ -81,6 +81,7 @@ def data_facts(shards: "ShardSet") -> dict[str, Any]:
         "size_px": shards.size_px,
         "splits": shards.splits,
         "crop": crop_facts(shards.info),
+        "datasets": sorted(shards.table["dataset"].unique().to_pylist()),
     }
 
 
