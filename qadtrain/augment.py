@@ -147,7 +147,7 @@ def augment(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     ):
         rows = torch.nonzero(each[:, FIELD[name]] < probability).flatten()
         if len(rows):
-            there = rows.to(pixels.device, non_blocking=True)
+            there = _sent(rows, pixels.device)
             pixels[there] = change(pixels[there], each[rows], config)
     return pixels
 
@@ -179,7 +179,7 @@ def _blur(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     radius = min(math.ceil(3 * high), min(pixels.shape[2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2))
-    weights = (kernel / kernel.sum(1, keepdim=True)).to(pixels)
+    weights = _sent((kernel / kernel.sum(1, keepdim=True)).to(pixels.dtype), pixels.device)
     for dim, padding in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         padded = functional.pad(pixels, padding, mode="reflect") if radius else pixels
         size = pixels.shape[dim]
@@ -203,7 +203,7 @@ def _erase(pixels: Tensor, draws: Tensor, config: AugmentConfig) -> Tensor:
     x = torch.arange(width, device=pixels.device)[None, None, None, :]
     top, bottom, left, right = (_column(edge, pixels) for edge in (top, top + rows, left, left + columns))
     inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    seeds = (draws[:, FIELD["noise"]] * 2**32).long().to(pixels.device)[:, None, None, None]
+    seeds = _sent((draws[:, FIELD["noise"]] * 2**32).long(), pixels.device)[:, None, None, None]
     return torch.where(inside, _noise(seeds, y, x, width), pixels)
 
 
@@ -230,4 +230,17 @@ def _luma(pixels: Tensor) -> Tensor:
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """float64 (n,) on the CPU -> float32 (n, 1, 1, 1) on the device of ``like``."""
-    return values.to(like.device, like.dtype, non_blocking=True)[:, None, None, None]
+    return _sent(values.to(like.dtype), like.device)[:, None, None, None]
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device.
+
+    From pinned memory: a copy from pageable memory makes the host wait for all that the stream has still to do, and so
+    would hold up the next step.
+    """
+    if device.type == "cpu":
+        return values
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

@@ -22,6 +22,7 @@ from qadtrain.ema import WeightAverage
 from qadtrain.guard import FiniteGuard
 from qadtrain.hsic import MIN_TUPLES
 from qadtrain.optim import make_optimizer
+from qadtrain.sampling import sampled_rows
 from qadtrain.step import TrainStep
 
 USED_SHARE = 0.9
@@ -44,14 +45,16 @@ def choose_batch(config: Config, shards: ShardSet, ranks: Ranks, device: torch.d
     Raises:
         UserError: the split is smaller than the smallest batch, or not even that fits.
     """
-    shares = ranks.world * config.optim.accumulate_steps
-    unit = lcm(MULTIPLE, shares * max(1, config.hsic.group_tuples))
+    shares, per_request = ranks.world * config.optim.accumulate_steps, 2 if config.data.self_blended else 1
+    unit = lcm(MULTIPLE, shares * max(1, config.hsic.group_tuples), shares * per_request)
     smallest = unit * ceil(shares * MIN_TUPLES / unit) if config.hsic.alpha > 0 else unit
-    most = len(shards) // unit * unit
+    rows, _ = sampled_rows(shards, config.data)
+    there = per_request * (rows if isinstance(rows, int) else len(rows))
+    most = there // unit * unit
     if most < smallest:
         raise UserError(
             f"data.batch_tuples: an automatic batch needs at least {smallest} tuples in the train split, got "
-            f"{len(shards)}; give the batch as a number"
+            f"{there}; give the batch as a number"
         )
     trial = Trial(config, shards, device, ranks.world)
     try:

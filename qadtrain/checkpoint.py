@@ -8,8 +8,8 @@ moment from which the new pair counts. Should the process die before the weights
 :func:`load_last` gives it to them. Older pairs are deleted after that. The state holds the SHA-256 of its weights: what
 does not belong together, or is damaged, is seen, and the newest whole pair is taken.
 
-``last`` is the newest whole pair. Weights are safetensors; optimiser, schedule, moving average, gradient scaler,
-random state and position are a ``torch.save`` file of plain values, loaded with ``weights_only=True``. Folders of
+``last`` is the newest whole pair. Weights are safetensors; optimiser, schedule, moving average, gradient scaler
+and position are a ``torch.save`` file of plain values, loaded with ``weights_only=True``. Folders of
 earlier versions have one pair, ``last.safetensors`` and ``last.state.pt``; it is still read.
 """
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -45,7 +46,7 @@ def fit_command(
         str | None, typer.Option("--batch", metavar="N|auto", help="Tuples per step; auto = the most that fits.")
     ] = None,
     skip_bad: Annotated[
-        int | None, typer.Option("--skip-bad", min=0, help="Damaged tuples to leave out at most.")
+        int | None, typer.Option("--skip-bad", min=0, help="Damaged tuples to leave out at most, of train and of val.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
     allow_changes: Annotated[
@@ -88,9 +89,10 @@ def fit_command(
                 detail = f" (epoch {summary.best_epoch + 1}, {summary.best_by} {summary.best_score:.4f})"
             typer.echo(f"{name}: {path}{detail if name == 'best' else ''}")
     if summary.stopped_by:
+        place = f"{shlex.quote(str(shards))} --out {shlex.quote(str(out))}"
         typer.echo(
             f"stopped by {summary.stopped_by} at step {summary.steps}; checkpoint saved. "
-            f"Continue with: {_launcher()}qadtrain fit {shards} --out {out} --resume",
+            f"Continue with: {_launcher()}qadtrain fit {place} --resume",
             err=True,
         )
 
@@ -192,8 +194,13 @@ def _rank() -> int:
 
 
 def _launcher() -> str:
-    world = os.environ.get("WORLD_SIZE", "")
-    return f"torchrun --nproc-per-node {world} -m " if world.isdecimal() and int(world) > 1 else ""
+    """How torchrun was called; with several nodes each of them needs its own place to meet added (--rdzv-*)."""
+    world, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not world.isdecimal() or int(world) <= 1:
+        return ""
+    here = int(local) if local.isdecimal() and int(local) else int(world)
+    nodes = f"--nnodes {int(world) // here} " if here < int(world) else ""
+    return f"torchrun {nodes}--nproc-per-node {here} -m "
 
 
 def _batch_tuples(text: str) -> int:

@@ -4,11 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# What a resumed run may set differently: nothing in it changes the weights.
+# What a resumed run may set differently: it does not change the weights, or only lets a run go on that had stopped.
 CHANGEABLE_ON_RESUME = frozenset(
     {
         "data.num_workers",
+        "data.skip_bad",
         "train.device",
+        "train.skip_nonfinite",
         "train.log_every_steps",
         "train.checkpoint_every_steps",
         "train.keep_checkpoints",
@@ -44,7 +46,9 @@ class DataConfig(Section):
     num_workers: int = Field(
         -1, ge=-1, description="loader processes; -1 = on a GPU one per core, at most 8; on the CPU half of them"
     )
-    skip_bad: int = Field(0, ge=0, description="damaged tuples a run may leave out before it stops")
+    skip_bad: int = Field(
+        0, ge=0, description="damaged tuples a run may leave out of train, and of val, before it stops"
+    )
 
 
 class AugmentConfig(Section):
@@ -93,7 +97,7 @@ class HsicConfig(Section):
         False, description="HSIC inside each class, weighted by its tuples: class structure does not count as alignment"
     )
     scope: Literal["local", "gathered"] = Field(
-        "local", description="several processes: each one's own batch, or the global one gathered with its gradient"
+        "local", description="several processes: each one's own tuples, or all of them gathered with the gradient"
     )
     group_tuples: int = Field(
         0, ge=0, description="HSIC is the mean over groups of so many tuples; 0 = one group. Fixes it for any batch"

@@ -3,7 +3,8 @@
 import os
 import random
 import resource
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,26 @@ def resolved_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast_to(precision: str, device: torch.device) -> AbstractContextManager:
-    """Autocast to bf16 or fp16, or nothing. The weights stay fp32: halves could not hold AWP's small steps."""
+    """Autocast to bf16 or fp16, or fp32 throughout. The weights stay fp32: halves could not hold AWP's small steps.
+
+    cuDNN would round fp32 convolutions to TF32 unless it is told not to; here they keep all of their bits. That holds
+    inside the context alone: a backward pass outside of it needs :func:`seed_everything`.
+    """
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolved_precision(precision, device))
-    return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
+    if kind is not None:
+        return torch.autocast(device.type, dtype=kind)
+    return _no_tf32() if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    # The older of torch's two switches, as for matrix products (gram.py): the two kinds must not be mixed.
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def precision_name(precision: str, device: torch.device) -> str:
@@ -82,7 +100,11 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch; with ``deterministic`` also forbid kernels that add in any order."""
+    """Seed Python, NumPy and torch; with ``deterministic`` also forbid kernels that add in any order.
+
+    What is computed in fp32 keeps all of its bits from here on: TF32 is off for matrix products and convolutions. Under
+    autocast both run in halves, so this costs fp32 training alone.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -91,4 +113,5 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call itself imports for seconds
         torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.allow_tf32 = False  # its default is True
     torch.backends.cudnn.benchmark = not deterministic

@@ -142,7 +142,10 @@ def open_ranks(device_name: str) -> Iterator[tuple[Ranks, torch.device]]:
     """
     ranks = _ranks_from_environment()
     if ranks.world == 1:
-        yield ranks, choose_device(device_name)
+        device = choose_device(device_name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # streams, events and bare "cuda" mean this one, also for cuda:1
+        yield ranks, device
         return
     device = _own_device(device_name, ranks)
     if device.type == "cuda":

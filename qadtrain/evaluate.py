@@ -21,6 +21,7 @@ from qadtrain.config_io import load_config, read_toml
 from qadtrain.data import TupleBatch, collate, make_loader, open_split, to_network_input
 from qadtrain.device import autocast_to, choose_device, device_name, precision_name
 from qadtrain.distributed import Ranks
+from qadtrain.guard import together
 from qadtrain.metrics import SHORT
 from qadtrain.models import build_model
 from qadtrain.safe_files import sha256_of, write_atomically
@@ -99,7 +100,8 @@ def score_split(
     own: list[np.ndarray] = []
     bad: dict[int, str] = {}
     bar = progress_bar(title, sum(map(len, requests)), "tuples") if title else nullcontext(lambda *_: None)
-    with bar as advance:
+
+    def score_own() -> None:
         for request, batch in zip(requests, _readable(loader, requests, skip_bad, bad), strict=True):
             if len(batch.indices):
                 images = to_network_input(
@@ -115,6 +117,9 @@ def score_split(
                 own.append(batch.indices.numpy())
                 logits[own[-1]] = output.double().cpu().view(len(batch.indices), -1, 2).numpy()
             advance(len(request), f"{len(bad)} left out" if bad else "")
+
+    with bar as advance:
+        together(ranks, score_own)
     model.train(was_training)
     if ranks.world > 1:
         rows = np.concatenate([np.empty(0, np.int64), *own])

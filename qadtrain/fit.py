@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from qadprep.errors import UserError
@@ -26,8 +27,11 @@ from qadtrain.data import open_split
 from qadtrain.device import device_name, precision_name
 from qadtrain.distributed import Ranks, open_ranks
 from qadtrain.facts import code_facts, config_hash, data_facts
+from qadtrain.guard import on_main
 from qadtrain.hsic import MIN_TUPLES
 from qadtrain.signals import stop_signals
+from qadtrain.step import direction_tuples
+from qadtrain.tracking import check_wandb
 from qadtrain.trainer import Trainer
 from qadtrain.validation import NEEDS_BOTH_CLASSES, best_by
 
@@ -48,6 +52,7 @@ class FitSummary:
     batch_tuples: int
     skipped_steps: int
     skipped_tuples: int
+    skipped_val_tuples: int
     checkpoints: dict[str, str]
 
 
@@ -68,7 +73,7 @@ def fit(
         run_dir: where config.toml, run.json, metrics.jsonl, tensorboard/ and checkpoints/ go.
         config: as from :func:`qadtrain.config_io.load_config`.
         resume: go on from the folder's last checkpoint; the configuration and the data must be the same. The number
-            of processes may differ.
+            of processes may differ. A run that ended before its first checkpoint begins anew.
         allow_changes: with ``resume``, go on with another configuration or other data, and record it.
         console: human output; default stderr.
         should_stop: asked at every step boundary; a non-empty answer saves and ends the run. Default: the name
@@ -81,8 +86,10 @@ def fit(
     console, run_dir = console or Console(stderr=True), Path(run_dir)
     if has_checkpoints(run_dir) and not resume:
         raise UserError(f"{run_dir}: already has checkpoints; continue it with --resume, or choose another --out")
-    if resume and not has_checkpoints(run_dir):
+    anew = resume and not has_checkpoints(run_dir)
+    if anew and not (run_dir / CONFIG_NAME).is_file():
         raise UserError(f"{run_dir}: no checkpoint to resume from; start without --resume")
+    check_wandb(config.train.wandb)  # in every process: in the main one alone it would leave the others waiting
     started = time.perf_counter()
     with ExitStack() as stack:
         ranks, device = stack.enter_context(open_ranks(config.train.device))
@@ -91,7 +98,7 @@ def fit(
         shards = stack.enter_context(open_split(shards_path, config.data.train_split, config.data.qualities))
         saved = load_config(base=read_toml(run_dir / CONFIG_NAME)) if resume else None
         config = resolve(config, shards, ranks, saved)
-        changes = check_same_run(run_dir, saved, config, shards, allow_changes) if saved else []
+        changes = check_same_run(run_dir, saved, config, shards, allow_changes, device) if saved else []
         val_shards, best_by_reason = open_validation(shards_path, config)
         if val_shards is not None:
             stack.enter_context(val_shards)
@@ -99,14 +106,16 @@ def fit(
             should_stop = stack.enter_context(stop_signals())
         if config.data.batch_tuples == 0:
             config = with_batch(config, choose_batch(config, shards, ranks, device, console))
+        goes_on = resume and not anew
         trainer = Trainer(
-            shards, val_shards, config, run_dir, console, device=device, ranks=ranks, load_weights=not resume
+            shards, val_shards, config, run_dir, console, device=device, ranks=ranks, load_weights=not goes_on
         )
-        if resume:
+        if goes_on:
             trainer.load(changed=bool(changes))
-        if ranks.is_main:
-            _write_folder(trainer, resume, changes)
-        for line in _opening_lines(trainer, resume, changes, best_by_reason):
+        on_main(ranks, lambda: _write_folder(trainer, resume, changes))
+        if anew:
+            trainer.say(f"{run_dir}: no checkpoint yet, the run begins anew")
+        for line in _opening_lines(trainer, goes_on, changes, best_by_reason):
             trainer.say(line)
         stopped_by = trainer.run(should_stop)
         if trainer.stopped_early:
@@ -125,6 +134,7 @@ def fit(
         batch_tuples=config.data.batch_tuples,
         skipped_steps=position.skipped_steps,
         skipped_tuples=len(trainer.batches.skipped),
+        skipped_val_tuples=len(trainer.val_skipped),
         checkpoints={w: str(p) for w in ("best", "last") if (p := checkpoint_path(run_dir, w)).is_file()},
     )
 
@@ -136,7 +146,7 @@ def resolve(config: Config, shards: ShardSet, ranks: Ranks | None = None, saved:
         saved: configuration of the run that is resumed; its batch stands for an automatic one.
 
     Raises:
-        UserError: HSIC with one quality or with too few tuples to compare, a
+        UserError: HSIC with one quality or with too few tuples to compare, in the loss or in AWP's direction, a
             batch that the processes and their parts cannot share, an unknown ``train.best_metric``.
     """
     world, data = (ranks or Ranks()).world, config.data
@@ -153,11 +163,13 @@ def resolve(config: Config, shards: ShardSet, ranks: Ranks | None = None, saved:
     if not data.batch_tuples and saved is not None:
         update["batch_tuples"] = saved.data.batch_tuples
     batch = update.get("batch_tuples", data.batch_tuples)
-    shares = world * config.optim.accumulate_steps
+    pair = 2 if data.self_blended else 1  # a real tuple and its fake stay in one part
+    shares = world * config.optim.accumulate_steps * pair
     if batch % shares:
         raise UserError(
             f"data.batch_tuples: got {batch}, expected a multiple of {shares} = {world} processes x "
             f"optim.accumulate_steps = {config.optim.accumulate_steps}"
+            f"{' x 2 tuples of each request of data.self_blended' if pair > 1 else ''}"
         )
     together = batch // config.optim.accumulate_steps // (1 if config.hsic.scope == "gathered" else world)
     if config.hsic.alpha > 0 and batch and together < MIN_TUPLES:
@@ -170,6 +182,15 @@ def resolve(config: Config, shards: ShardSet, ranks: Ranks | None = None, saved:
             f"hsic.group_tuples: got {config.hsic.group_tuples}, expected a divisor of {together}, the tuples that HSIC"
             f" sees at a time (data.batch_tuples = {batch}, {world} processes, {config.optim.accumulate_steps} parts)"
         )
+    part, seen = batch // (world * config.optim.accumulate_steps), 0
+    if batch and config.hsic.alpha > 0 and config.awp.gamma > 0 and config.awp.loss == "ce+hsic":
+        chosen = direction_tuples(config, part)
+        seen = chosen * together // part
+        if seen < MIN_TUPLES:
+            raise UserError(
+                f"awp.batch_fraction: got {config.awp.batch_fraction}, which leaves {seen} tuples for the direction, "
+                f"expected at least {MIN_TUPLES} for HSIC; raise it or data.batch_tuples, or use awp.loss=ce"
+            )
     return config.model_copy(update={"data": data.model_copy(update=update)})
 
 
@@ -193,18 +214,24 @@ def open_validation(shards_path: Path, config: Config) -> tuple[ShardSet | None,
     return shards, ""
 
 
-def check_same_run(run_dir: Path, saved: Config, config: Config, shards: ShardSet, allow_changes: bool) -> list[str]:
+def check_same_run(
+    run_dir: Path, saved: Config, config: Config, shards: ShardSet, allow_changes: bool, device: torch.device
+) -> list[str]:
     """What differs from the run that is resumed, as far as it changes the weights.
 
     Raises:
         UserError: something does and ``allow_changes`` is off, naming the fields (got versus expected), or the two
             fingerprints.
     """
-    changed = differences(saved, config)
+    changed, facts = differences(saved, config), read_run_json(run_dir)
+    now = precision_name(config.train.precision, device)
+    before = facts.get("precision", now)
+    if now != before and config.train.precision == saved.train.precision:
+        changed.append(f"train.precision: got {config.train.precision} = {now} on {device.type}, expected {before}")
     hint = "; go on all the same with --allow-changes"
     if changed and not allow_changes:
         raise UserError(f"{run_dir}: cannot resume with another configuration: {'; '.join(changed)}{hint}")
-    expected = read_run_json(run_dir)["shards"]["fingerprint"]
+    expected = facts["shards"]["fingerprint"]
     if shards.fingerprint != expected:
         other = f"got a shard set with fingerprint {shards.fingerprint[:12]}, expected {expected[:12]}"
         if not allow_changes:

@@ -1,16 +1,19 @@
 """What the processes must agree on: whether loss and gradient are finite, whether to stop, what goes to the log."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from qadprep.errors import UserError
 from qadtrain.distributed import Ranks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class FiniteGuard:
             on_host = torch.empty(2, pin_memory=True)
             on_host.copy_(pair, non_blocking=True)
             pair, arrived = on_host, torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(self.device))
         self._open.append((step, pair, arrived))
         while len(self._open) > (1 if self._on_gpu else 0):
             self._raise_unless_finite(self._next())
@@ -95,31 +98,59 @@ class FiniteGuard:
 class StopRequest:
     """A request to stop that one process may get alone: all end at the same step boundary.
 
-    Alone, a process answers at once. Several ask each other at every ``every``-th boundary, so that the question
-    costs nothing; at the end of an epoch always.
+    Alone, a process answers at once. Several ask each other at every 8th boundary, or more often where eight steps
+    take longer than :data:`EVERY_SECONDS`, so that the question costs next to nothing and a slow run still answers in
+    time; at the last step of an epoch, before its validation, and after that always.
 
     Args:
         should_stop: asked at step boundaries; the reason, or "".
         ranks: the processes.
-        every: steps between two questions.
+        clock: seconds that only rise.
     """
 
     EVERY_STEPS = 8
+    EVERY_SECONDS = 5.0
 
-    def __init__(self, should_stop: Callable[[], str], ranks: Ranks, every: int = EVERY_STEPS) -> None:
-        self._should_stop, self.ranks, self.every = should_stop, ranks, every
-        self._reason = ""
+    def __init__(
+        self, should_stop: Callable[[], str], ranks: Ranks, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._should_stop, self.ranks, self._clock = should_stop, ranks, clock
+        self._reason, self._every = "", 1  # the first question says how long a step takes
+        self._asked_at, self._boundaries = clock(), 0
 
     def agreed(self, global_step: int, *, now: bool = False) -> str:
         """The reason to stop at this boundary, the same on all processes, or ""."""
         self._reason = self._reason or self._should_stop()
         if self.ranks.world == 1:
             return self._reason
-        if not now and global_step % self.every:
+        self._boundaries += 1
+        if not now and global_step % self._every:
             return ""
-        if not self.ranks.any(bool(self._reason)):
-            return ""
-        return next(reason for reason in self.ranks.gather_objects(self._reason) if reason)
+        seconds = (self._clock() - self._asked_at) / self._boundaries
+        answers = self.ranks.gather_objects((self._reason, seconds))
+        slowest = max(seconds for _, seconds in answers)
+        steps = self.EVERY_STEPS if slowest <= 0 else int(min(self.EVERY_STEPS, self.EVERY_SECONDS / slowest))
+        self._every = max(1, steps)
+        self._asked_at, self._boundaries = self._clock(), 0
+        return next((reason for reason, _ in answers if reason), "")
+
+
+def together(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Let every process do what may go wrong in one alone; a UserError of one ends all with the same line.
+
+    Without it the others would wait in their next exchange for the one that has left. ``action`` itself must not
+    exchange anything.
+    """
+    if ranks.world == 1:
+        return action()
+    failure, result = "", None
+    try:
+        result = action()
+    except UserError as error:
+        failure = str(error)
+    if ranks.any(bool(failure)):
+        raise UserError(next(text for text in ranks.gather_objects(failure) if text))
+    return result
 
 
 def on_main(ranks: Ranks, action: Callable[[], None]) -> None:

@@ -111,7 +111,13 @@ class QadLoss:
         self.pairs = quality_pairs(qualities, config.pairs)
 
     def __call__(
-        self, output: ModelOutput, labels: Tensor, *, use_hsic: bool = True, measure: bool = True
+        self,
+        output: ModelOutput,
+        labels: Tensor,
+        *,
+        use_hsic: bool = True,
+        measure: bool = True,
+        weight_sum: Tensor | None = None,
     ) -> LossTerms:
         """Loss terms of a batch. All processes call it with equal arguments and equally many tuples.
 
@@ -120,11 +126,12 @@ class QadLoss:
             labels: int64 (B,), 1 = fake.
             use_hsic: leave HSIC out of ``total`` when False (head-only epochs, AWP on CE).
             measure: compute HSIC and CKA for the logs also where they do not enter the loss.
+            weight_sum: of the cross-entropy, from :meth:`part_weight`.
 
         Raises:
             UserError: ``hsic.group_tuples`` does not divide the tuples.
         """
-        cross_entropy = self.cross_entropy(output.logits, labels)
+        cross_entropy = self.cross_entropy(output.logits, labels, weight_sum)
         use_hsic = use_hsic and self.config.alpha > 0
         terms = LossTerms(cross_entropy, cross_entropy.detach(), torch.zeros_like(cross_entropy).detach())
         if not self.pairs or not (use_hsic or measure) or self._tuples_seen(labels) < MIN_TUPLES:
@@ -136,23 +143,55 @@ class QadLoss:
         terms.hsic = hsic.detach().to(cross_entropy.dtype)
         return terms
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over images and qualities, in float32. Its mean over the processes is that of the whole batch."""
+    def part_weight(self, labels: Tensor, parts: int) -> Tensor | None:
+        """What the cross-entropy of each of several equal parts of a batch is divided by, over all processes.
+
+        A part has another share of fakes than the next one: means over each part's own class weights would not
+        average to the mean of the whole batch.
+
+        Args:
+            labels: int64, of all parts of this process.
+            parts: how many there are.
+
+        Returns:
+            float32 (): the class weights of all processes' images, divided by ``parts``; None where the parts' own
+            means are right.
+        """
+        if self.class_weights is None or parts == 1:
+            return None
+        total = self.class_weights.to(labels.device, torch.float32)[labels].sum() * self.qualities / parts
+        return total if self.ranks is None else self.ranks.sum(total)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor, weight_sum: Tensor | None = None) -> Tensor:
+        """Mean over images and qualities, in float32. Its mean over the processes is that of the whole batch.
+
+        Args:
+            weight_sum: with class weights, what the weighted sum is divided by, from :meth:`part_weight`; None = the
+                weights of these images in all processes.
+        """
         targets = labels.repeat_interleave(self.qualities)
         smoothing = self.label_smoothing
         if self.class_weights is None:
             return functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         weights = self.class_weights.to(logits.device, torch.float32)
-        if self.ranks is None:
+        if self.ranks is None and weight_sum is None:
             return functional.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
         total = functional.cross_entropy(
             logits.float(), targets, weight=weights, label_smoothing=smoothing, reduction="sum"
         )
         # Another share of fakes in each process: the mean over own weights would not average to the global one.
-        return total * self.ranks.world / self.ranks.sum(weights[targets].sum())
+        if weight_sum is None:
+            weight_sum = self.ranks.sum(weights[targets].sum())
+        return total * (1 if self.ranks is None else self.ranks.world) / weight_sum
 
     def adversarial(
-        self, output: ModelOutput, labels: Tensor, loss: AdversarialLoss, temperature: float, use_hsic: bool
+        self,
+        output: ModelOutput,
+        labels: Tensor,
+        loss: AdversarialLoss,
+        temperature: float,
+        use_hsic: bool,
+        weight_sum: Tensor | None = None,
     ) -> Tensor:
         """The scalar that AWP raises, with gradient; arguments as for a call.
 
@@ -161,8 +200,8 @@ class QadLoss:
         ``hsic.pairs`` says.
         """
         if loss == "ce+hsic":
-            return self(output, labels, use_hsic=use_hsic, measure=False).total
-        cross_entropy = self.cross_entropy(output.logits, labels)
+            return self(output, labels, use_hsic=use_hsic, measure=False, weight_sum=weight_sum).total
+        cross_entropy = self.cross_entropy(output.logits, labels, weight_sum)
         if loss == "ce":
             return cross_entropy
         if loss != "kl":

@@ -1,5 +1,6 @@
 """Where a run is: what a resume needs besides weights, optimiser, moving average and loss scale."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,6 +29,29 @@ class Position:
         if position.best_score is not None:
             position.best_score = abs(position.best_score)  # losses once had a minus sign
         return position
+
+    def keep_place(self, state: Mapping[str, Any], steps_per_epoch: int, batch_tuples: int) -> str:
+        """Stay at the same place of the epoch under another batch, at a whole step of the new one.
+
+        The tuples of a new step that was not over are seen once more; none is left out.
+
+        Args:
+            state: of the checkpoint; one of an earlier version does not say its batch, which is taken for the same.
+            steps_per_epoch, batch_tuples: those of now.
+
+        Returns:
+            A line about it; "" where the batch is the same.
+        """
+        before, old = self.step, state.get("batch_tuples", batch_tuples)
+        if old == batch_tuples:
+            self.step = min(before, steps_per_epoch)
+            return ""
+        ended = before >= state["steps_per_epoch"]
+        self.step = steps_per_epoch if ended else min(before * old // batch_tuples, steps_per_epoch)
+        return (
+            f"another batch: step {before} of {state['steps_per_epoch']} of the epoch ({old} tuples each) is now step "
+            f"{self.step} of {steps_per_epoch} ({batch_tuples} each)"
+        )
 
     def note_check(self, score: float, *, better: bool) -> None:
         """Count a validation."""

@@ -56,6 +56,7 @@ class _Sums:
     """Means over the parts of a batch, built up part by part."""
 
     parts: int
+    weight_sum: Tensor | None = None  # of the cross-entropy, for each part
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, terms: LossTerms, total: Tensor, extra: Tensor | None) -> None:
@@ -114,6 +115,7 @@ class TrainStep:
             self.forward = torch.compile(model, backend=COMPILE_BACKEND, **COMPILE_OPTIONS)
         self._through: Callable[..., ModelOutput] = self.forward
         self._head_only: bool | None = None
+        self.learning_rate = 0.0  # of the newest step
 
     def start_phase(self, *, head_only: bool) -> None:
         """Training mode, with all parameters or the classifier alone; call it after anything that changed the mode."""
@@ -145,6 +147,7 @@ class TrainStep:
             UserError: the loss or gradient of a step is not finite and ``train.skip_nonfinite`` is 0.
         """
         parts = list(self._parts(images, labels))
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad(set_to_none=True)
         # A forward pass with an inf in it leaves its mark in BatchNorm's running statistics.
         kept = [b.detach().clone() for b in self.model.buffers()] if self.config.train.skip_nonfinite else []
@@ -159,7 +162,7 @@ class TrainStep:
                 values["awp_skipped_steps"] = perturbation.skipped_steps
                 stack.enter_context(self.adversary.applied(perturbation))
                 stack.enter_context(batchnorm_of_pass(self.model, policy, perturbed=True))
-            sums = _Sums(len(parts))
+            sums = _Sums(len(parts), self.loss.part_weight(labels, len(parts)))
             for number, part in enumerate(parts):
                 with self._gradients_kept_local(number < len(parts) - 1):
                     self._backward(part, sums, use_hsic, measure)
@@ -184,35 +187,30 @@ class TrainStep:
         parameters = self.adversary.parameters()
         gradients: list[Tensor | None] = [None] * len(parameters)
         ce = torch.zeros((), device=self.device)
-        whole = True
+        tuples = len(parts[0][1])
+        chosen = direction_tuples(self.config, tuples)
+        whole = chosen == tuples
+        weight_sum = self.loss.part_weight(torch.cat([labels[:chosen] for _, labels in parts]), len(parts))
         for images, labels in parts:
-            chosen = self._direction_tuples(len(labels))
-            whole = whole and chosen == len(labels)
             images, labels = images[: chosen * self.qualities], labels[:chosen]
             with autocast_to(self.precision, self.device):
                 output = self.forward(images, extra_loss=False) if self.model.has_extra_loss else self.forward(images)
-            raised = self.loss.adversarial(output, labels, awp.loss, awp.temperature, use_hsic) / len(parts)
+            raised = self.loss.adversarial(output, labels, awp.loss, awp.temperature, use_hsic, weight_sum) / len(parts)
             if self.scaler is not None:
                 # Small fp16 gradients would vanish. Where the scale makes them overflow, AWP is left out of the step.
                 raised = self.scaler.scale(raised)
             if whole:
                 with torch.no_grad():
-                    ce = ce + self.loss.cross_entropy(output.logits, labels) / len(parts)
+                    ce = ce + self.loss.cross_entropy(output.logits, labels, weight_sum) / len(parts)
             found = torch.autograd.grad(raised, parameters, allow_unused=True)
             gradients = [_added(old, new) for old, new in zip(gradients, found, strict=True)]
         return self.adversary.find_from(gradients), ce if whole else None
-
-    def _direction_tuples(self, tuples: int) -> int:
-        """How many tuples of a part the direction is found on; whole groups where HSIC is raised too."""
-        awp, group = self.config.awp, self.config.hsic.group_tuples
-        chosen = math.ceil(tuples * awp.batch_fraction)
-        return math.ceil(chosen / group) * group if group and awp.loss == "ce+hsic" else chosen
 
     def _backward(self, part: tuple[Tensor, Tensor], sums: _Sums, use_hsic: bool, measure: bool) -> None:
         images, labels = part
         with autocast_to(self.precision, self.device):
             output = self._through(images, labels) if self.model.has_extra_loss else self._through(images)
-        terms = self.loss(output, labels, use_hsic=use_hsic, measure=measure)
+        terms = self.loss(output, labels, use_hsic=use_hsic, measure=measure, weight_sum=sums.weight_sum)
         total = terms.total
         if output.extra_loss is not None:
             total = total + output.extra_loss
@@ -245,9 +243,9 @@ class TrainStep:
             values["fp16_skipped_steps"] = float(self.scaler.get_scale() < before and not fault)
         elif not fault:
             self.optimizer.step()
-        if self.average is not None and not fault:
-            self.average.update()
         result = StepResult(values, values["ce"], fault)
+        if self.average is not None and not result.left_out:
+            self.average.update()
         advance(self.schedule, stepped=not result.left_out)
         return result
 
@@ -284,6 +282,13 @@ class TrainStep:
         if local and isinstance(self._through, DistributedDataParallel):
             return self._through.no_sync()
         return nullcontext()
+
+
+def direction_tuples(config: Config, tuples: int) -> int:
+    """How many of a part's ``tuples`` AWP's direction is found on; whole groups where HSIC is raised too."""
+    awp, group = config.awp, config.hsic.group_tuples
+    chosen = math.ceil(tuples * awp.batch_fraction)
+    return min(tuples, math.ceil(chosen / group) * group) if group and awp.loss == "ce+hsic" else chosen
 
 
 def _added(old: Tensor | None, new: Tensor | None) -> Tensor | None:

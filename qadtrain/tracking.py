@@ -5,7 +5,8 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -129,6 +130,29 @@ class Tracker:
         return round(time.perf_counter() - self._started, 3)
 
 
+class Stopwatch:
+    """Seconds between two readings, without what was paused."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock, self._since, self._paused_s = clock, clock(), 0.0
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        now = self._clock()
+        seconds = max(now - self._since - self._paused_s, 1e-9)
+        self._since, self._paused_s = now, 0.0
+        return seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is not counted, such as a validation."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._paused_s += self._clock() - started
+
+
 class Meter:
     """Means of the values of several steps. Tensors stay on the device until :meth:`take`: no step waits for it."""
 
@@ -139,7 +163,7 @@ class Meter:
         self._values: dict[str, list[Tensor | float]] = {}
         self._steps, self._waited_s, self._total_s = 0, 0.0, 0.0
 
-    def add(self, values: Mapping[str, "Tensor | float"], waited_s: float, total_s: float) -> None:
+    def add(self, values: Mapping[str, "Tensor | float"], waited_s: float, total_s: float = 0.0) -> None:
         """One step: its values, the seconds it waited for data and the seconds it took in all."""
         for name, value in values.items():
             self._values.setdefault(name, []).append(value)
@@ -147,15 +171,19 @@ class Meter:
         self._waited_s += waited_s
         self._total_s += total_s
 
-    def take(self, tuples_per_step: int) -> dict[str, float]:
+    def take(self, tuples_per_step: int, seconds: float | None = None) -> dict[str, float]:
         """Means since the last call, with ``tuples_per_s`` and ``data_wait`` (part of the time, 0..1).
+
+        On a GPU a step returns before it is done, so the time of the whole interval must be measured after the device
+        was waited for, and given as ``seconds``; None = the sum of the steps' own.
 
         A value that is not finite comes out as a missing one: JSON has none, and the trainer stops on it anyway.
         """
         means = {name: sum(map(float, values)) / len(values) for name, values in self._values.items()}
         means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-        means["tuples_per_s"] = self._steps * tuples_per_step / self._total_s
-        means["data_wait"] = self._waited_s / self._total_s
+        total_s = self._total_s if seconds is None else seconds
+        means["tuples_per_s"] = self._steps * tuples_per_step / total_s
+        means["data_wait"] = min(1.0, self._waited_s / total_s)
         self._clear()
         return means
 

@@ -1,8 +1,7 @@
 """The training loop of one run: :meth:`Trainer.run` reads top to bottom. ``fit.py`` prepares the run folder."""
 
-import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,20 +14,21 @@ from torch import Tensor
 from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadtrain.build import make_loss, make_model
-from qadtrain.checkpoint import has_checkpoints, load_last, save_best, save_last
+from qadtrain.checkpoint import has_checkpoints, load_last, save_last
+from qadtrain.checks import check
 from qadtrain.config import Config
 from qadtrain.device import memory_gb, seed_everything, seed_step
 from qadtrain.distributed import Ranks
 from qadtrain.ema import WeightAverage
-from qadtrain.guard import FiniteGuard, StopRequest, mean_over, mean_values, on_main
+from qadtrain.guard import FiniteGuard, StopRequest, mean_over, mean_values, on_main, together
 from qadtrain.live import LiveTable
 from qadtrain.logs import open_logs, say_from_anywhere
 from qadtrain.optim import make_optimizer
 from qadtrain.position import Position
 from qadtrain.prefetch import DeviceBatch, TrainBatches
 from qadtrain.step import TrainStep
-from qadtrain.tracking import Meter, Tracker
-from qadtrain.validation import TRAIN_LOSS, BestBy, best_by, in_words, validate
+from qadtrain.tracking import Meter, Stopwatch, Tracker
+from qadtrain.validation import TRAIN_LOSS, BestBy, best_by
 
 EARLY = "no better validation in optim.early_stop_checks"
 
@@ -88,6 +88,8 @@ class Trainer:
         self.events: list[tuple[str, dict[str, Any]]] = []  # what the log should say before the first step
         self._tracker: Tracker | None = None
         self._skipped: list[int] = []  # rows of the index left out as damaged
+        self.val_skipped: dict[int, str] = {}  # those of the validation split, with what is wrong with them
+        self.watch = Stopwatch()
         self._ce_sum = torch.zeros((), dtype=torch.float64, device=device)
 
     def run(self, should_stop: Callable[[], str]) -> str:
@@ -100,8 +102,9 @@ class Trainer:
         stop = StopRequest(should_stop, self.ranks)
         with ExitStack() as stack:
             done = self._steps_done
-            tracker, live = open_logs(
-                self.run_dir, self.console, config, self.ranks, position, self.best_by.name, self.steps_per_epoch, done
+            places = (position, self.best_by.name, self.steps_per_epoch, done)
+            tracker, live = together(
+                self.ranks, lambda: open_logs(self.run_dir, self.console, config, self.ranks, *places)
             )
             self._tracker = stack.enter_context(tracker)
             stack.enter_context(live)
@@ -110,21 +113,22 @@ class Trainer:
             batches = iter(stack.enter_context(self._batches()))
             while position.epoch < config.optim.epochs and not self.stopped_early:
                 self._start_phase()
-                meter = Meter()
+                meter, self.watch = Meter(), Stopwatch()
                 while position.step < self.steps_per_epoch:
-                    started = time.perf_counter()
-                    batch = next(batches)
+                    batch = together(self.ranks, partial(next, batches))
                     log_now = (position.global_step + 1) % config.train.log_every_steps == 0
                     values = self.train_step(batch, measure=log_now)
-                    meter.add(values, batch.waited_s, time.perf_counter() - started)
+                    meter.add(values, batch.waited_s)
                     live.advance()
                     if log_now:
                         self._log(meter, tracker, live)
                     if self._validation_is_due():
-                        self._check(tracker, live, "validation", {})
+                        check(self, tracker, live, "validation", {})
                         self._start_phase()
-                    reason = stop.agreed(position.global_step)
-                    if reason or self.stopped_early or self._is_due(config.train.checkpoint_every_steps):
+                    inside = position.step < self.steps_per_epoch  # the end of the epoch saves by itself
+                    reason = stop.agreed(position.global_step, now=not inside)
+                    due = inside and self._is_due(config.train.checkpoint_every_steps)
+                    if reason or self.stopped_early or due:
                         self.save()
                     if reason or self.stopped_early:
                         tracker.stopping(reason or EARLY)
@@ -172,6 +176,10 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint at a step boundary."""
         self.guard.settle()
+        with self.watch.paused():
+            self._save()
+
+    def _save(self) -> None:
         self.position.ce_sum = mean_over(self.ranks, self._ce_sum.item())
         state = {
             "global_step": self.position.global_step,
@@ -179,6 +187,8 @@ class Trainer:
             "best_by": self.best_by.name,
             "skipped": self.batches.share_skipped(),
             "processes": self.ranks.world,
+            "batch_tuples": self.config.data.batch_tuples,
+            "steps_per_epoch": self.steps_per_epoch,
             **self.step.state_dict(),
         }
         keep, average = self.config.train.keep_checkpoints, self.average.state_dict() if self.average else None
@@ -197,7 +207,8 @@ class Trainer:
         if self.ranks.is_main:
             self.ranks.barrier()
         self.position = Position.read(state["position"])
-        self.position.step = min(self.position.step, self.steps_per_epoch)
+        if line := self.position.keep_place(state, self.steps_per_epoch, self.config.data.batch_tuples):
+            self.say(line)
         if state.get("best_by", self.best_by.name) != self.best_by.name:
             self.position.forget_best()
         self.step.load_state_dict(state, changed_at=self._steps_done if changed else None)
@@ -245,11 +256,11 @@ class Trainer:
     def _log(self, meter: Meter, tracker: Tracker, live: LiveTable) -> None:
         self.guard.settle()
         position = self.position
-        means = meter.take(self.config.data.batch_tuples)
+        means = meter.take(self.config.data.batch_tuples, self.watch.lap())
         means["memory_gb"] = memory_gb(self.device)
         means = mean_values(self.ranks, means)
-        means["lr"] = self.step.optimizer.param_groups[0]["lr"]
-        means |= {"skipped_steps": position.skipped_steps, "skipped_tuples": len(self.batches.skipped)}
+        means["lr"] = self.step.learning_rate
+        means |= {"skipped_steps": position.skipped_steps, "skipped_tuples": len(self.batches.share_skipped())}
         tracker.record("train", position.epoch, position.global_step, means)
         live.show(means)
 
@@ -258,7 +269,9 @@ class Trainer:
         self.position.skipped_steps += 1
         budget = self.config.train.skip_nonfinite
         if self.position.skipped_steps > budget:
-            raise self._explained(f"{fault}, after {budget} steps left out (train.skip_nonfinite)")
+            raise self._explained(
+                f"{fault}, after {budget} steps left out (train.skip_nonfinite, a resume may raise it)"
+            )
         if self._tracker is not None:
             self._tracker.event("skipped_step", self.position.epoch, self.position.global_step + 1, reason=fault)
         self.say(f"{fault}: step left out, {self.position.skipped_steps} of at most {budget}")
@@ -268,40 +281,11 @@ class Trainer:
         return UserError(f"{fault}: training stopped{kept}; try a lower optim.learning_rate, hsic.alpha or awp.gamma")
 
     def _end_epoch(self, tracker: Tracker, live: LiveTable) -> None:
-        """Validate, keep the best weights, move to the next epoch and save."""
-        self.guard.settle()
-        steps = max(1, self.position.ce_steps)
-        train_ce = mean_over(self.ranks, self._ce_sum.item()) / steps
-        self._check(tracker, live, "epoch", {"train_ce": train_ce})
+        """Save, validate, keep the best weights, move to the next epoch and save."""
+        self.save()  # whatever happens to the validation, the epoch is not lost
+        steps = self.position.ce_steps
+        train_ce = self.position.ce_sum / steps if steps else float("nan")
+        check(self, tracker, live, "epoch", {"train_ce": train_ce})
         self.position.next_epoch()
         self._ce_sum.zero_()
         self.save()
-
-    def _check(self, tracker: Tracker, live: LiveTable, kind: str, values: dict[str, float]) -> None:
-        """A validation: record it, and keep the weights when they are the best so far."""
-        position = self.position
-        if self.val_shards is not None:
-            live.status("validating")
-            values |= self._validate()
-            live.status("")
-        score = values[self.best_by.name]
-        better = self.best_by.is_better(score, position.best_score)
-        position.note_check(score, better=better)
-        if better:
-            note = {"epoch": position.epoch, "step": position.global_step, "by": self.best_by.text, "score": score}
-            weights = self.average.state_dict() if self.average else self.model
-            on_main(self.ranks, lambda: save_best(self.run_dir, weights, note | {"average": self.average is not None}))
-            live.best(position.best_text(self.best_by.name))
-        tracker.record(kind, position.epoch, position.global_step, values | {"best": better})
-        epoch = f"epoch {position.epoch + 1}/{self.config.optim.epochs}"
-        place = f"{epoch} done" if kind == "epoch" else f"{epoch}, step {position.step}/{self.steps_per_epoch}"
-        self.say(f"{place}  {in_words(values, self.best_by)}{'  (best)' if better else ''}")
-
-    def _validate(self) -> dict[str, float]:
-        """Scores of the validation split, of the moving average where there is one."""
-        # Only rank 0's BatchNorm statistics are in checkpoints, so all processes score with them.
-        self.ranks.broadcast_(list(self.model.buffers()))
-        if self.average is not None:
-            self.ranks.broadcast_(list(self.average.state_dict().values()))
-        with self.average.applied() if self.average else nullcontext():
-            return validate(self.model, self.val_shards, self.config, self.device, self.ranks)

@@ -1,6 +1,7 @@
 """Scores of the validation split while a run goes on, and which of them picks the best checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 
@@ -12,12 +13,15 @@ from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadtrain.config import Config
 from qadtrain.distributed import Ranks
+from qadtrain.ema import WeightAverage
 from qadtrain.evaluate import AVERAGE, SHORT, fake_probability, score_split
 from qadtrain.metrics import METRICS, binary_scores
 
 LOSS = "loss"
 LOWER_IS_BETTER = ("eer", LOSS, "train_ce")
 NEEDS_BOTH_CLASSES = ("auc", "eer")
+# In the record of a validation that met them: tuples left out as damaged, and scores with an inf or NaN.
+SKIPPED, NOT_FINITE = "skipped_val_tuples", "not_finite_scores"
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,56 @@ def best_by(name: str, qualities: tuple[str, ...]) -> BestBy:
     return BestBy(metric, quality)
 
 
+@contextmanager
+def weights_to_score(model: nn.Module, average: WeightAverage | None, ranks: Ranks) -> Iterator[None]:
+    """Inside, the model holds what is validated and kept: the moving average where there is one."""
+    # Only rank 0's BatchNorm statistics are in checkpoints, so all processes score with them.
+    ranks.broadcast_(list(model.buffers()))
+    if average is None:
+        yield
+        return
+    ranks.broadcast_(list(average.state_dict().values()))
+    with average.applied():
+        yield
+
+
 def validate(
-    model: nn.Module, shards: ShardSet, config: Config, device: torch.device, ranks: Ranks | None = None
+    model: nn.Module,
+    shards: ShardSet,
+    config: Config,
+    device: torch.device,
+    ranks: Ranks | None = None,
+    damaged: dict[int, str] | None = None,
 ) -> dict[str, float]:
     """Frame-level scores over all tuples of a split, the same on every process.
 
+    Args:
+        damaged: takes row of the index -> message of each tuple that could not be read, up to ``data.skip_bad`` of
+            them; they have no part in any score.
+
     Returns:
         ``<metric>/<quality>`` and ``<metric>/average`` for accuracy, auc and eer (0..1) and loss (plain cross-entropy,
-        without class weights); NaN where a class is missing.
+        without class weights); NaN where a class is missing. Only where there were any: :data:`SKIPPED` damaged
+        tuples, :data:`NOT_FINITE` other scores with an inf or NaN, which are left out of accuracy, auc and eer.
+
+    Raises:
+        UserError: more damaged tuples than ``data.skip_bad``; on every process.
     """
-    logits = score_split(model, shards, config, device, num_workers=config.data.num_workers, ranks=ranks)
-    labels = shards.table["label"].to_numpy().astype(np.int64)
+    found: dict[int, str] = {}
+    budget, workers = config.data.skip_bad, config.data.num_workers
+    logits = score_split(
+        model, shards, config, device, num_workers=workers, ranks=ranks, skip_bad=budget, damaged=found
+    )
+    if len(found) > budget:  # of several processes together
+        raise UserError(
+            f"data.skip_bad: got {len(found)} damaged tuples in the split {shards.split!r}, expected at most {budget}: "
+            f"{next(iter(found.values()))}"
+        )
+    if damaged is not None:
+        damaged |= found
+    kept = np.setdiff1d(np.arange(len(shards)), list(found))
+    logits = logits[kept]
+    labels = shards.table["label"].to_numpy().astype(np.int64)[kept]
     probabilities = fake_probability(logits)
     losses = torch.from_numpy(logits).log_softmax(dim=-1).numpy()
     values: dict[str, float] = {}
@@ -92,7 +135,8 @@ def validate(
         values[f"{LOSS}/{quality}"] = float(-losses[np.arange(len(labels)), number, labels].mean())
     for metric in (*METRICS, LOSS):
         values[f"{metric}/{AVERAGE}"] = float(np.mean([values[f"{metric}/{quality}"] for quality in shards.qualities]))
-    return values
+    not_finite = int((~np.isfinite(logits).all(axis=2)).sum())
+    return values | ({SKIPPED: len(found)} if found else {}) | ({NOT_FINITE: not_finite} if not_finite else {})
 
 
 def in_words(values: Mapping[str, float], best_by: BestBy) -> str:

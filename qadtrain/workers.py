@@ -7,6 +7,7 @@ connection over which its tensors come breaks with an OSError or EOFError.
 
 import multiprocessing
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -58,11 +59,22 @@ class WorkerBatches:
 
     def close(self) -> None:
         """End the workers. A death that is only reported meanwhile is of no interest any more."""
+        batches, self._batches = self._batches, None
+        if batches is None:
+            return
+        loader = weakref.ref(batches)
         try:
-            self._batches = None
+            del batches
         except RuntimeError as error:
             if dead_worker(error) is None:
                 raise
+        if loader() is None:
+            # Torch has asked them to end, waited, and sent SIGTERM, which they ignore (data.py): whoever is left is
+            # stuck in a read, and Python would wait for it at the end of the program.
+            for worker in self._workers:
+                if worker.is_alive():
+                    worker.kill()
+                    worker.join(_WAIT_S)
 
 
 def ended(workers: Sequence[BaseProcess]) -> UserError | None:

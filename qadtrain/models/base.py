@@ -20,9 +20,10 @@ class ModelOutput(NamedTuple):
 class TappedModel(nn.Module):
     """A backbone with timm's three methods, read out at named modules.
 
-    A backbone may have three more methods: ``extra_loss(maps, images, labels)``, a scalar that belongs to its training
-    loss, where ``maps`` is what ``forward_features`` gave; ``set_epoch(epoch)``; and ``trunk_state(state)``, which
-    turns the weights of the ImageNet network it is built on into weights of its own.
+    A backbone may have four more methods: ``extra_loss(maps, images, labels)``, a scalar that belongs to its training
+    loss, where ``maps`` is what ``forward_features`` gave; ``observe(maps)``, called instead of it in training passes
+    that leave the extra loss out; ``set_epoch(epoch)``; and ``trunk_state(state)``, which turns the weights of the
+    ImageNet network it is built on into weights of its own.
 
     Args:
         backbone: has ``forward_features(x)``, ``forward_head(x, pre_logits=True)`` and ``get_classifier()``.
@@ -77,10 +78,14 @@ class TappedModel(nn.Module):
         features = {tap: self._seen[tap] for tap in self.taps}
         extra = None
         # In the head-only epochs the backbone is in evaluation mode: then the cross-entropy alone trains.
-        if extra_loss and self.has_extra_loss and self.backbone.training:
-            if labels is None:
+        if self.has_extra_loss and self.backbone.training:
+            if not extra_loss:
+                if hasattr(self.backbone, "observe"):
+                    self.backbone.observe(maps)
+            elif labels is None:
                 raise UserError("this model's training loss needs the labels, expected model(images, labels)")
-            extra = self.backbone.extra_loss(maps, images, labels.repeat_interleave(len(images) // len(labels)))
+            else:
+                extra = self.backbone.extra_loss(maps, images, labels.repeat_interleave(len(images) // len(labels)))
         self._seen.clear()  # keeps no graph alive past the caller's use
         return ModelOutput(logits, features, extra)
 
@@ -90,7 +95,10 @@ class TappedModel(nn.Module):
         return hasattr(self.backbone, "extra_loss")
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the model which epoch (from 0) begins; a model that changes nothing over the epochs ignores it."""
+        """Tell the model which epoch (from 0) begins; a model that changes nothing over the epochs ignores it.
+
+        All processes that train together call it: a model may exchange statistics of its own from then on.
+        """
         if hasattr(self.backbone, "set_epoch"):
             self.backbone.set_epoch(epoch)
 

@@ -126,14 +126,25 @@ class Mat(nn.Module):
             images: float (N, 3, H, W), normalised RGB.
             labels: int64 (N,), 1 = fake.
         """
-        # The centres are statistics of the batch like those of the norms, so they rest when those rest.
-        update = self.attention[1].track_running_stats
-        loss = self.centres(attention_pool(maps.pooled, maps.attention), labels, update=update)
+        vectors = attention_pool(maps.pooled, maps.attention)
+        loss = self.centres(vectors, labels, update=self._statistics_move())
         if self.augment:
             region = torch.randint(REGIONS, (len(images),), device=images.device)
             chosen = maps.attention.detach()[torch.arange(len(images), device=images.device), region]
             loss = loss + functional.cross_entropy(self(degrade(images, chosen)).float(), labels)
         return loss
+
+    def observe(self, maps: MatMaps) -> None:
+        """Move the centres in a training pass whose extra loss nobody asks for.
+
+        With ``awp.batchnorm`` = clean that is the pass in which the statistics move; in the other one they rest.
+        """
+        if self._statistics_move():
+            self.centres.update(attention_pool(maps.pooled.detach(), maps.attention.detach()))
+
+    def _statistics_move(self) -> bool:
+        """The centres are statistics of the batch like those of the norms, so they rest when those rest."""
+        return self.attention[1].track_running_stats
 
     def set_epoch(self, epoch: int) -> None:
         """Slow the centres down, epoch by epoch (from 0)."""

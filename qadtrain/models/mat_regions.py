@@ -4,8 +4,10 @@ Zhao et al. 2021, arXiv 2103.02406: equations 3 to 5 and 7. All of it runs in fp
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
+
+from qadtrain.distributed import Ranks
 
 RATE, RATE_DECAY = 0.05, 0.9  # alpha of Eq. 5, and its factor after each epoch
 BETWEEN_MARGIN = 0.2  # m_out
@@ -41,20 +43,41 @@ class RegionCentres(nn.Module):
 
     The first part is a mean over the batch where the paper has a sum, so that its weight does not follow the batch
     size (ours). Its gradient reaches V also through c_t: without that the second part would move nothing (inferred).
-    Centres start at zero (inferred). Several processes keep rank 0's centres, as they do the statistics of the norms.
+    Centres start at zero (inferred). Several processes average the mean over their batches, so that all hold the
+    centres that one process with the whole batch has, and a resumed run goes on with every rank's own.
     """
 
     def __init__(self, regions: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("centres", torch.zeros(regions, channels))
-        self.rate = RATE
+        # A tensor: for each new Python number torch.compile would compile the network again.
+        self.register_buffer("rate", torch.tensor(RATE), persistent=False)
+        self.ranks = Ranks()
 
     def set_epoch(self, epoch: int) -> None:
-        self.rate = RATE * RATE_DECAY**epoch
+        """The rate of an epoch (from 0); collective from here on, where there is a process group.
+
+        A network that is never told an epoch exchanges nothing: each process tries batch sizes on its own.
+        """
+        self.rate.fill_(RATE * RATE_DECAY**epoch)
+        if distributed.is_available() and distributed.is_initialized():
+            self.ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+
+    def moved(self, vectors: Tensor) -> Tensor:
+        """c_t (M, C), with gradient, of vectors fp32 (N, M, C); the buffer stays."""
+        mean = vectors.mean(dim=0)
+        if self.ranks.world > 1:
+            mean = _mean_of_all(mean, self.ranks)
+        return self.centres + self.rate * (mean - self.centres)
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor) -> None:
+        """Move the centres without asking for the loss."""
+        self.centres.copy_(self.moved(vectors))
 
     def forward(self, vectors: Tensor, labels: Tensor, update: bool = True) -> Tensor:
         """Vectors fp32 (N, M, C) and labels int64 (N,), 1 = fake -> scalar; ``update`` moves the centres."""
-        centres = self.centres + self.rate * (vectors.mean(dim=0) - self.centres)
+        centres = self.moved(vectors)
         if update:
             with torch.no_grad():
                 self.centres.copy_(centres)
@@ -64,6 +87,11 @@ class RegionCentres(nn.Module):
         apart = functional.relu(BETWEEN_MARGIN - between)
         apart = apart.sum() - apart.diagonal().sum()
         return functional.relu(within - margins[:, None]).sum(dim=1).mean() + apart
+
+
+@torch.compiler.disable
+def _mean_of_all(mean: Tensor, ranks: Ranks) -> Tensor:
+    return ranks.gather(mean[None]).mean(dim=0)
 
 
 def degrade(images: Tensor, attention: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Each augmentation against an independent reference in NumPy and OpenCV, and what the draws depend on."""
 
 import io
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from qadtrain import augment as augment_module
 from qadtrain.augment import ERASE_AREA, ERASE_ASPECT, FIELD, augment, draw, is_on, jpeg_round_trip, to_network_input
 from qadtrain.config import AugmentConfig
 
@@ -197,3 +199,30 @@ def test_blur_and_erase_are_of_the_resized_picture_and_the_flip_comes_first():
     plain = to_network_input(images, torch.tensor([True]), **options)
     expected = augment(plain * 255, draws(1), config) / 255
     assert torch.allclose(whole, expected, atol=1e-6)
+
+
+def test_everything_goes_to_a_gpu_from_pinned_memory(monkeypatch):
+    """A copy from pageable memory would hold the host up until the stream is idle."""
+    pinned, sent, real = [], [], torch.Tensor.to
+    gpu = SimpleNamespace(type="cuda")
+
+    def pin(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    def to(tensor, *where, **how):
+        if where != (gpu,):
+            return real(tensor, *where, **how)
+        sent.append((tensor is pinned[-1], how))
+        return tensor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", pin)
+        patch.setattr(torch.Tensor, "to", to)
+        assert torch.equal(augment_module._sent(torch.arange(3), gpu), torch.arange(3))
+    assert sent == [(True, {"non_blocking": True})]
+
+    monkeypatch.setattr(augment_module, "_sent", lambda values, device: sent.append(device) or values)
+    augment(pictures(4), draws(2), ALL_ON)
+    # Rows of three augmentations, three factors of colour, the blur's weights, four edges and the noise's seed.
+    assert sent[1:] == [torch.device("cpu")] * (3 + 3 + 1 + 4 + 1)

@@ -89,6 +89,16 @@ def test_multiple_of_four_of_parts_of_processes_and_of_groups(shards_dir, make_s
         chosen(few, "optim.accumulate_steps=2")
 
 
+def test_self_blended_batches_are_pairs_of_real_tuples(shards_dir, make_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trial, "run", lambda _self, _size: None)
+    few = make_shards(tmp_path / "few", {"train": 40}, labels=(0, 1, 1, 1))  # 10 real tuples, so 20 of an epoch
+    assert chosen(few, "data.self_blended=true") == 20
+    monkeypatch.setattr(autobatch, "MOST_TUPLES_ON_CPU", 40)
+    assert chosen(shards_dir, "data.self_blended=true", "optim.accumulate_steps=3") == 36
+    with pytest.raises(UserError, match="an automatic batch needs at least 24 tuples in the train split, got 20"):
+        chosen(few, "data.self_blended=true", "optim.accumulate_steps=6")
+
+
 def test_peak_memory_sees_what_is_given_back():
     with autobatch.PeakMemory() as peak:
         before = autobatch.resident_bytes()

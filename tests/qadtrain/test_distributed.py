@@ -279,3 +279,15 @@ def test_torchrun_sets_what_is_needed(tmp_path):
 
 if __name__ == "__main__":
     in_each_process(Path(sys.argv[1]))
+
+
+def test_one_process_on_a_named_gpu_makes_it_the_current_one(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    chosen = []
+    monkeypatch.setattr("qadtrain.distributed.choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    with open_ranks("cuda:1") as (ranks, device):
+        assert ranks.world == 1 and device == torch.device("cuda:1") and chosen == [device]
+    with open_ranks("cpu"):
+        assert len(chosen) == 1

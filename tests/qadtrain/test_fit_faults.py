@@ -1,6 +1,7 @@
 """What a run does when something goes wrong: each fault ends as the documentation says."""
 
 import errno
+import io
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.fit_group_norm import GroupNormCnn
@@ -26,13 +28,14 @@ from helpers.training import (
     records,
     tiny,
 )
+from rich.console import Console
 
 from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadtrain import cli, safe_files
-from qadtrain.checkpoint import pairs
+from qadtrain.checkpoint import checkpoint_path, pairs
 from qadtrain.distributed import Ranks
-from qadtrain.guard import FiniteGuard, StopRequest, mean_values, on_main
+from qadtrain.guard import FiniteGuard, StopRequest, mean_values, on_main, together
 from qadtrain.models import register
 from qadtrain.signals import stop_signals
 from qadtrain.step import TrainStep
@@ -84,7 +87,10 @@ def test_steps_that_are_not_finite_are_left_out_up_to_the_budget(shards_dir, tmp
     assert state["optimizer"]["state"][0]["step"] == 10 - 5  # frozen in the first epoch, then one left out
     events = [record for record in records(tmp_path / "run", "event") if record["event"] == "skipped_step"]
     assert [event["global_step"] for event in events] == [3, 8]
-    with pytest.raises(UserError, match=r"the loss of step 8 is nan, after 1 steps left out .train.skip_nonfinite.:"):
+    with pytest.raises(
+        UserError,
+        match=r"the loss of step 8 is nan, after 1 steps left out .train.skip_nonfinite, a resume may raise it.:",
+    ):
         quiet_fit(shards_dir, tmp_path / "less", tiny(*GROUP_NORM, "train.skip_nonfinite=1"))
 
 
@@ -103,11 +109,11 @@ def test_a_step_left_out_changes_nothing(shards_dir, tmp_path):
     assert trainer.step.schedule.last_epoch == 2
 
 
-def damage(shards: Path, index: int) -> str:
-    """Zeros over a tuple of the train split; returns its key."""
-    with ShardSet(shards, "train") as opened:
+def damage(shards: Path, index: int, split: str = "train") -> str:
+    """Zeros over a tuple of a split; returns its key."""
+    with ShardSet(shards, split) as opened:
         row = opened.table.slice(index, 1).to_pylist()[0]
-    with (shards / "train-000000.tar").open("r+b") as file:
+    with (shards / f"{split}-000000.tar").open("r+b") as file:
         file.seek(row["offset"])
         file.write(bytes(row["length"]))
     return row["key"]
@@ -153,6 +159,7 @@ def test_data_that_does_not_fit_is_refused(make_shards, tmp_path):
     cases = {
         ("data.batch_tuples=64", "hsic.alpha=0"): "data.batch_tuples: got 64, expected at most 32",
         ("optim.accumulate_steps=8",): "data.batch_tuples: got 16, expected at least 32: HSIC is estimated over 2 tup",
+        ("awp.batch_fraction=0.1",): "awp.batch_fraction: got 0.1, which leaves 2 tuples for the direction,",
         ("hsic.group_tuples=12",): "hsic.group_tuples: got 12, expected a divisor of 16, the tuples that HSIC sees",
     }
     two = make_shards(tmp_path / "two", {"train": 32})
@@ -233,14 +240,96 @@ def test_a_fault_of_one_process_stops_all_with_the_same_words():
     assert mean_values(TwoRanks(0, {"a": 3.0}), {"a": 1.0, "b": 5.0}) == {"a": 2.0, "b": 5.0}
 
 
-def test_processes_agree_on_a_stop_at_every_eighth_boundary():
+def test_processes_agree_on_a_stop_at_every_eighth_boundary_or_within_seconds():
     alone = StopRequest(lambda: "SIGTERM", Ranks())
     assert alone.agreed(1) == "SIGTERM"
-    mine = StopRequest(lambda: "SIGINT", ranks := TwoRanks(1, ""))
-    assert [mine.agreed(step) for step in range(1, 8)] == [""] * 7 and ranks.asked == []
-    assert mine.agreed(8) == "SIGINT"
-    theirs = StopRequest(lambda: "", TwoRanks(1, "SIGTERM"))
+    now = [0.0]
+
+    def answers(other: tuple[str, float], own: str, steps: range, step_s: float) -> dict[int, str]:
+        """What a process hears at each boundary at which it asks."""
+        ranks, heard = TwoRanks(1, other), {}
+        stop = StopRequest(lambda: own, ranks, lambda: now[0])
+        gather = ranks.gather_objects
+        object.__setattr__(ranks, "gather_objects", lambda value: heard.update({step: None}) or gather(value))
+        for step in steps:
+            now[0] += step_s
+            reason = stop.agreed(step)
+            if step in heard:
+                heard[step] = reason
+        return heard
+
+    assert answers(("", 0.1), "", range(1, 25), 0.2) == {1: "", 8: "", 16: "", 24: ""}
+    assert answers(("", 0.1), "", range(1, 9), 2.0) == {1: "", 2: "", 4: "", 6: "", 8: ""}
+    assert answers(("", 30.0), "", range(1, 5), 0.1) == {1: "", 2: "", 3: "", 4: ""}  # the other one is slow
+    assert answers(("SIGTERM", 0.1), "", range(1, 2), 0.1) == {1: "SIGTERM"}
+    assert answers(("", 0.1), "SIGINT", range(1, 2), 0.1) == {1: "SIGINT"}
+    theirs = StopRequest(lambda: "", TwoRanks(1, ("", 0.1)), lambda: now[0])
+    assert theirs.agreed(1) == ""
+    object.__setattr__(theirs.ranks, "other", ("SIGTERM", 0.1))
     assert theirs.agreed(3) == "" and theirs.agreed(3, now=True) == "SIGTERM"
+
+
+def test_an_error_of_one_process_ends_all_with_its_line():
+    def bad():
+        raise UserError("tuple 7 is damaged")
+
+    assert together(Ranks(), lambda: 5) == 5
+    assert together(TwoRanks(0, ""), lambda: 5) == 5
+    with pytest.raises(UserError, match=r"^tuple 7 is damaged$"):
+        together(TwoRanks(0, ""), bad)
+    with pytest.raises(UserError, match=r"^theirs$"):
+        together(TwoRanks(1, "theirs"), lambda: 5)
+
+
+def test_a_damaged_tuple_or_a_crash_in_validation_costs_no_epoch(make_shards, tmp_path):
+    shards = make_shards(tmp_path / "set", {"train": 32, "val": 16})
+    key = damage(shards, 3, "val")
+    with pytest.raises(UserError, match=rf"val-000000.tar: {key} at byte"):
+        quiet_fit(shards, tmp_path / "run", tiny("optim.epochs=2"))
+    assert checkpoint(tmp_path / "run")[1]["position"]["step"] == 2  # the whole epoch is there
+    out = io.StringIO()
+    config = tiny("optim.epochs=2", "data.skip_bad=1")  # not another configuration
+    console = Console(file=out, width=400)
+    summary = quiet_fit(shards, tmp_path / "run", config, resume=True, console=console)
+    assert (summary.steps, summary.skipped_tuples, summary.skipped_val_tuples) == (4, 0, 1)
+    assert out.getvalue().count("left out of the validation, at most 1: ") == 1 and key in out.getvalue()
+    assert [record["skipped_val_tuples"] for record in records(tmp_path / "run", "epoch")] == [1, 1]
+    damage(shards, 4, "val")
+    with pytest.raises(UserError, match=r"--skip-bad: got 2 damaged tuples, expected at most 1: .*val-000000.tar"):
+        quiet_fit(shards, tmp_path / "less", config)
+
+
+def test_weights_with_a_score_that_is_not_finite_are_never_the_best(make_shards, tmp_path, monkeypatch):
+    logits = np.random.default_rng(0).normal(size=(16, 3, 2))
+    logits[5, 1] = float("inf")
+    shards = make_shards(tmp_path / "set", {"train": 16, "val": 16})
+    monkeypatch.setattr("qadtrain.validation.score_split", lambda *_args, **_kwargs: logits)
+    summary = quiet_fit(shards, tmp_path / "run", tiny("optim.epochs=2"))
+    assert (summary.best_epoch, summary.best_score) == (None, None)
+    assert [record["not_finite_scores"] for record in records(tmp_path / "run", "epoch")] == [1, 1]
+    assert not checkpoint_path(tmp_path / "run", "best").exists()
+
+
+def test_an_epoch_without_a_step_is_not_the_best(make_shards, tmp_path, monkeypatch):
+    poisoned_at(monkeypatch, 1, 2)
+    shards = make_shards(tmp_path / "set", {"train": 32})
+    config = tiny(*GROUP_NORM, "train.skip_nonfinite=2", "optim.epochs=2")
+    summary = quiet_fit(shards, tmp_path / "run", config)
+    first, second = (record["train_ce"] for record in records(tmp_path / "run", "epoch"))
+    assert first is None and second > 0 and (summary.best_epoch, summary.best_score) == (1, second)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(make_shards, tmp_path):
+    shards, run = make_shards(tmp_path / "set", {"train": 16, "val": 8}), tmp_path / "run"
+    config = tiny("optim.epochs=2")
+    quiet_fit(shards, run, config)
+    for file in (run / "checkpoints").glob("step-*"):
+        file.unlink()  # best.safetensors alone, as after a validation inside the first epoch
+    out = io.StringIO()
+    with pytest.raises(UserError, match=r"awp.gamma: got 0.5, expected 0.002"):
+        quiet_fit(shards, run, tiny("optim.epochs=2", "awp.gamma=0.5"), resume=True)
+    summary = quiet_fit(shards, run, config, resume=True, console=Console(file=out, width=400))
+    assert summary.steps == 2 and "no checkpoint yet, the run begins anew" in out.getvalue()
 
 
 def test_the_first_ctrl_c_asks_and_the_second_ends(monkeypatch):

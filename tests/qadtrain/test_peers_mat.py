@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional
 
 from qadprep.errors import UserError
+from qadtrain.awp import batchnorm_of_pass
 from qadtrain.config import ModelConfig
+from qadtrain.distributed import Ranks
 from qadtrain.models import build_model
 from qadtrain.models.mat import Mat, TextureEnhancement
 from qadtrain.models.mat_regions import RegionCentres, attention_pool, degrade, gaussian_blur
@@ -73,6 +75,69 @@ def test_the_region_loss_is_that_of_the_paper_and_its_centres_move():
         assert float(part(*given)) == pytest.approx(expected, rel=1e-5)
         assert np.allclose(part.centres, after, atol=1e-6)
         before = after
+
+
+def test_a_compiled_part_follows_the_rate_of_each_epoch_without_compiling_again():
+    graphs = []
+
+    def counting(module, _inputs):
+        graphs.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    part, vectors, labels = RegionCentres(4, 6), torch.randn(5, 4, 6), torch.tensor([0, 1, 1, 0, 1])
+    compiled, before = torch.compile(part, backend=counting, dynamic=False), np.zeros((4, 6))
+    for epoch in range(4):
+        part.set_epoch(epoch)
+        expected, before = _region_loss(vectors.double().numpy(), labels.numpy(), before, 0.05 * 0.9**epoch)
+        assert float(compiled(vectors, labels)) == pytest.approx(expected, rel=1e-5)
+        assert np.allclose(part.centres, before, atol=1e-6)
+    assert len(graphs) == 1
+    assert "rate" not in part.state_dict()  # the weights of older runs still fit
+
+
+class Both(Ranks):
+    """One of two processes, whose neighbour's mean is already here."""
+
+    def __init__(self, others: torch.Tensor) -> None:
+        super().__init__(0, 2)
+        object.__setattr__(self, "others", others)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, self.others[None]])
+
+
+def test_two_processes_have_the_centres_the_loss_and_the_gradient_of_one():
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 1, 0])
+    whole = (torch.randn(4, 3, 5) / 3).requires_grad_()
+    one = RegionCentres(3, 5)
+    one.centres.copy_(torch.randn(3, 5) / 10)
+    before = one.centres.clone()
+    expected = one(whole, labels)
+    (gradient,) = torch.autograd.grad(expected, whole)
+    losses = []
+    for own, other in (((0, 2), (2, 4)), ((2, 4), (0, 2))):
+        part = RegionCentres(3, 5)
+        part.centres.copy_(before)
+        part.ranks = Both(whole[slice(*other)].mean(dim=0))
+        losses.append(part(whole[slice(*own)], labels[slice(*own)]))
+        assert torch.allclose(part.centres, one.centres, atol=1e-7)
+    mean = torch.stack(losses).mean()  # what DDP's averaging of the gradients amounts to
+    assert float(mean.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert torch.allclose(torch.autograd.grad(mean, whole)[0], gradient, atol=1e-6)
+
+
+def test_processes_exchange_only_from_the_first_epoch_on(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    part = RegionCentres(2, 2)
+    part(torch.ones(1, 2, 2), torch.tensor([0]))  # a batch size that this process tries: nobody answers
+    assert part.ranks == Ranks()
+    part.set_epoch(0)
+    assert part.ranks == Ranks(1, 2)
 
 
 def test_fakes_may_lie_further_from_the_centre():
@@ -154,8 +219,8 @@ def test_the_extra_loss_needs_labels_and_training():
     model.train()
     with pytest.raises(UserError, match=r"needs the labels, expected model\(images, labels\)"):
         model(images)
-    assert model(images, extra_loss=False).extra_loss is None
     model.train_head_only(True)
+    assert model(images, extra_loss=False).extra_loss is None
     assert model(images).extra_loss is None
     model.train_head_only(False)
     model.eval()
@@ -168,8 +233,25 @@ def test_the_extra_loss_needs_labels_and_training():
             module.track_running_stats = False  # as in the pass of AWP that may not touch statistics
     model(images, labels)
     assert (model.backbone.centres.centres == 0).all()
+    model(images, extra_loss=False)
+    assert (model.backbone.centres.centres == 0).all()
     model.set_epoch(2)
-    assert model.backbone.centres.rate == pytest.approx(0.05 * 0.81)
+    assert float(model.backbone.centres.rate) == pytest.approx(0.05 * 0.81)
+    # Whichever pass of an AWP step keeps the statistics of the norms moves the centres, once.
+    model.backbone.centres.set_epoch(0)
+    for module in model.modules():
+        if hasattr(module, "track_running_stats"):
+            module.track_running_stats = True
+    with torch.no_grad():
+        maps = model.backbone.forward_features(images)
+        once = 0.05 * attention_pool(maps.pooled, maps.attention).mean(dim=0)
+        for policy in ("reference", "clean"):
+            model.backbone.centres.centres.zero_()
+            with batchnorm_of_pass(model, policy, perturbed=False):
+                assert model(images, extra_loss=False).extra_loss is None
+            with batchnorm_of_pass(model, policy, perturbed=True):
+                assert model(images, labels).extra_loss is not None
+            assert once.abs().max() > 0 and torch.allclose(model.backbone.centres.centres, once, atol=1e-6)
 
 
 def test_the_degraded_pass_answers_to_the_attended_region(monkeypatch):

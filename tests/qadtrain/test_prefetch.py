@@ -23,7 +23,14 @@ from qadprep.shardset import ShardSet
 from qadtrain import workers as workers_module
 from qadtrain.config import Config
 from qadtrain.config_io import load_config
-from qadtrain.data import TupleBatch, TupleDataset, automatic_workers, shared_flip, to_network_input
+from qadtrain.data import (
+    TupleBatch,
+    TupleDataset,
+    _quiet_worker,
+    automatic_workers,
+    shared_flip,
+    to_network_input,
+)
 from qadtrain.prefetch import DeviceBatch, TrainBatches
 from qadtrain.workers import WorkerBatches, dead_worker
 
@@ -224,6 +231,31 @@ def test_a_broken_connection_is_a_dead_worker_where_one_has_ended(monkeypatch):
             next(WorkerBatches(Loader()))
         process.kill()
         process.join()
+
+
+class Stuck(torch.utils.data.Dataset):
+    """A read that never returns, in a worker that ignores SIGTERM like all of ours."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        time.sleep(1000 * index)
+        return index
+
+
+def test_a_stuck_worker_is_killed_instead_of_waited_for(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    loader = torch.utils.data.DataLoader(Stuck(), batch_size=1, num_workers=1, worker_init_fn=_quiet_worker)
+    before = children()
+    batches = WorkerBatches(loader)
+    assert int(next(batches)) == 0
+    (worker,) = children() - before
+    batches.close()
+    assert worker not in children()
+    batches.close()  # and again is nothing
+    with pytest.raises(StopIteration):
+        next(batches)
 
 
 def test_only_the_death_of_a_worker_is_renamed(shards_dir):

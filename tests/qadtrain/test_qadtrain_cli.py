@@ -196,3 +196,20 @@ def test_help_does_not_import_torch():
     assert done.returncode == 0, done.stderr
     for option in ("--preset", "--config", "--set", "--resume", "--device", "--weights", "--batch", "--skip-bad"):
         assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "start"),
+    [
+        ({}, ""),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, ""),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, "torchrun --nproc-per-node 4 -m "),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, "torchrun --nnodes 2 --nproc-per-node 4 -m "),
+    ],
+)
+def test_the_command_that_goes_on_starts_as_many_processes(monkeypatch, variables, start):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli._launcher() == start

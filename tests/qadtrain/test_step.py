@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,31 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(shards_dir, tmp_path):
             assert torch.allclose(seen[parts][name], value, atol=1e-6), (parts, name)
 
 
+def test_class_weights_are_those_of_the_whole_batch_also_by_parts(shards_dir, tmp_path):
+    """The first part has real tuples alone, so its own weight sum is another one than the last part's."""
+    seen = {}
+    for parts in (1, 4):
+        options = [*GROUP_NORM, "hsic.alpha=0", *SGD, "awp.gamma=0.1", "awp.loss=ce", f"optim.accumulate_steps={parts}"]
+        trainer, batch = make_trainer(shards_dir, tmp_path, *options)
+        trainer.step.loss.class_weights = torch.tensor([3.0, 0.4])
+        order = batch.labels.argsort(stable=True)
+        rows = (order[:, None] * 3 + torch.arange(3)).flatten()
+        sorted_batch = replace(batch, images=batch.images[rows], labels=batch.labels[order])
+        begin(trainer, 2)
+        for _ in range(2):
+            values = trainer.train_step(sorted_batch, measure=False)
+        seen[parts] = weights(trainer) | {"ce": values["ce"], "rise": values["awp_ce_rise"]}
+    for name, value in seen[1].items():
+        assert torch.allclose(seen[4][name], value, atol=1e-6), name
+
+
+def test_a_direction_is_never_found_on_more_than_there_is(shards_dir, tmp_path):
+    config = make_trainer(shards_dir, tmp_path, "awp.batch_fraction=0.3")[0].config
+    grouped = config.model_copy(update={"hsic": config.hsic.model_copy(update={"group_tuples": 12})})
+    assert [step_module.direction_tuples(config, tuples) for tuples in (16, 8)] == [5, 3]
+    assert [step_module.direction_tuples(grouped, tuples) for tuples in (24, 6)] == [12, 6]
+
+
 def test_head_only_epochs_change_the_classifier_alone(shards_dir, tmp_path):
     trainer, batch = make_trainer(shards_dir, tmp_path)
     before = weights(trainer)
@@ -148,8 +174,9 @@ def test_half_precision_keeps_fp32_weights_and_near_the_fp32_gradient(shards_dir
 
 
 def test_an_fp16_overflow_is_left_out_and_lowers_the_scale(shards_dir, tmp_path, recwarn):
-    trainer, batch = make_trainer(shards_dir, tmp_path, "train.precision=fp16")
+    trainer, batch = make_trainer(shards_dir, tmp_path, "train.precision=fp16", "optim.ema_decay=0.5")
     begin(trainer, 2)
+    average = {name: value.clone() for name, value in trainer.average.state_dict().items()}
     trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     values = trainer.train_step(batch, measure=False)
@@ -157,6 +184,7 @@ def test_an_fp16_overflow_is_left_out_and_lowers_the_scale(shards_dir, tmp_path,
     assert trainer.step.scaler.get_scale() == 2.0**59 and trainer.position.skipped_steps == 0
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
     assert trainer.step.schedule.last_epoch == 1 and not recwarn.list
+    assert all(torch.equal(value, average[name]) for name, value in trainer.average.state_dict().items())
     trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     assert trainer.train_step(batch, measure=False)["fp16_skipped_steps"] == 0
     assert not torch.equal(trainer.model.head.weight, before["backbone.classifier.weight"])

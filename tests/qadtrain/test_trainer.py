@@ -18,6 +18,7 @@ from qadtrain import trainer as trainer_module
 from qadtrain.checkpoint import checkpoint_path
 from qadtrain.config_io import load_config
 from qadtrain.position import Position
+from qadtrain.tracking import Meter, Stopwatch
 from qadtrain.validation import TRAIN_LOSS, best_by, validate
 
 
@@ -164,6 +165,20 @@ def test_which_score_is_better():
         assert not lower.is_better(float("nan"), None)
 
 
+def test_rates_count_the_wall_without_what_was_paused():
+    now = [10.0]
+    watch, meter = Stopwatch(lambda: now[0]), Meter()
+    for _ in range(2):
+        now[0] += 0.5  # the device works on
+        meter.add({}, waited_s=0.1)
+    with watch.paused():
+        now[0] += 60  # a validation
+    now[0] += 1
+    assert meter.take(8, watch.lap()) == pytest.approx({"tuples_per_s": 8.0, "data_wait": 0.1})
+    now[0] += 3
+    assert watch.lap() == pytest.approx(3)
+
+
 def test_validations_inside_an_epoch_and_early_stop(shards_dir, tmp_path, monkeypatch):
     """AUC by script: the third check is the best one, two more without a better one end the run."""
     scores = iter([0.5, 0.6, 0.9, 0.8, 0.9, 1.0])
@@ -173,7 +188,7 @@ def test_validations_inside_an_epoch_and_early_stop(shards_dir, tmp_path, monkey
         seen.append(next(scores))
         return {"auc/average": seen[-1], "auc/raw": float("nan")}
 
-    monkeypatch.setattr(trainer_module, "validate", scripted)
+    monkeypatch.setattr("qadtrain.checks.validate", scripted)
     options = [
         "optim.early_stop_checks=2",
         "train.validate_every_steps=4",
@@ -220,6 +235,11 @@ def test_resume_and_restart_are_refused_in_one_line(shards_dir, make_shards, str
     assert "cannot resume on other data: got a shard set with fingerprint" in message(
         other, straight, tiny(), resume=True
     )
+    facts = json.loads((straight / "run.json").read_text())
+    (straight / "run.json").write_text(json.dumps(facts | {"precision": "bf16 autocast"}))  # begun on a GPU
+    text = message(shards_dir, straight, tiny(), resume=True)
+    assert "train.precision: got auto = fp32 on cpu, expected bf16 autocast; go on all the same with" in text
+    (straight / "run.json").write_text(json.dumps(facts))
     finished = quiet_fit(shards_dir, straight, tiny("train.log_every_steps=7"), resume=True)
     assert finished.steps == 18
 
@@ -242,9 +262,9 @@ def test_changes_are_allowed_when_told_and_recorded(shards_dir, make_shards, tmp
     assert event["changes"][-1].startswith("data: got a shard set with fingerprint")
     changed = [record for record in records(run, "event") if record["event"] == "changed"]
     assert changed[0]["changes"] == event["changes"] and changed[0]["global_step"] == 8
-    # Step 7 of 20 comes first in the linear schedule of the new configuration; the log has the rate after the step.
+    # Step 7 of 20 comes first in the linear schedule of the new configuration; the log has the rate of the step.
     rates = {record["global_step"]: record["lr"] for record in records(run, "train")}
-    assert rates[10] == pytest.approx(0.001 * (1 - 9 / 19)) and rates[20] == pytest.approx(0.0, abs=1e-9)
+    assert rates[10] == pytest.approx(0.001 * (1 - 8 / 19)) and rates[20] == pytest.approx(0.001 / 19)
     assert summary.best_by == "EER on the validation split, raw"
     assert quiet_fit(other, run, tiny(*changes), resume=True).steps == 21  # now it is the run's configuration
 
@@ -285,7 +305,25 @@ def test_checkpoints_inside_an_epoch(shards_dir, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer_module, "save_last", noting)
     quiet_fit(shards_dir, tmp_path / "run", tiny("optim.epochs=2", "train.checkpoint_every_steps=4"))
-    assert saved == [4, 6, 8, 12, 12]
+    assert saved == [4, 6, 6, 8, 12, 12]  # each epoch before and after its validation
+
+
+@pytest.mark.parametrize(
+    ("step", "old", "new", "expected"),
+    [(3, (6, 16), (3, 32), 1), (4, (6, 16), (12, 8), 8), (6, (6, 16), (3, 32), 3), (5, (6, 16), (2, 40), 2)],
+)
+def test_another_batch_goes_on_at_the_same_place_of_the_epoch(step, old, new, expected):
+    position = Position(step=step)
+    line = position.keep_place({"steps_per_epoch": old[0], "batch_tuples": old[1]}, *new)
+    assert position.step == expected and f"is now step {expected} of {new[0]} ({new[1]} each)" in line
+    assert expected == new[0] or expected * new[1] <= step * old[1] < (expected + 1) * new[1]
+
+
+def test_another_batch_on_resume_leaves_no_tuple_out(shards_dir, tmp_path):
+    run, config = tmp_path / "run", ["optim.epochs=2", "data.batch_tuples=32"]
+    quiet_fit(shards_dir, run, tiny("optim.epochs=2"), should_stop=StopAfter(3))
+    summary = quiet_fit(shards_dir, run, tiny(*config), resume=True, allow_changes=True)
+    assert summary.steps == 3 + 2 + 3  # 48 of 96 tuples were seen: on at step 1 of 3
 
 
 def test_a_position_of_an_earlier_version_is_read():
