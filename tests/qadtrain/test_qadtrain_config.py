@@ -68,7 +68,7 @@ def test_messages_name_the_field_what_was_given_and_what_is_expected(override, m
 
 
 def test_bad_sources(tmp_path):
-    with pytest.raises(UserError, match="--preset: got qad-x, expected one of ce-e, .*qad-e, .*qad-r, .*tiny"):
+    with pytest.raises(UserError, match=r"--preset: got qad-x, expected one of ce-e, .*qad-e, .*qad-r, .*tiny"):
         load_config("qad-x")
     with pytest.raises(UserError, match=r"nowhere.toml: cannot read the configuration"):
         load_config("tiny", tmp_path / "nowhere.toml")
