@@ -8,9 +8,11 @@ from qadprep.report_plots import COLOURS, _axes, _figure
 
 _MOST_POINTS = 400
 _HEIGHT_IN = 2.6
+_MARKS = "osD^vPX"
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 Curve = tuple[Sequence[float], Sequence[float]]
+Point = tuple[float, float, float]  # value, and the ends of its interval
 
 
 def curves(
@@ -78,3 +80,53 @@ def thinned(curve: Curve, most: int) -> tuple[np.ndarray, np.ndarray]:
     starts = np.linspace(0, len(steps), most, endpoint=False).astype(np.int64)
     counts = np.diff([*starts, len(steps)])
     return np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
+
+
+def points(
+    name: str,
+    series: Mapping[str, Mapping[str, Point]],
+    classes: Sequence[str],
+    side: str,
+    alt: str,
+    caption: str,
+    *,
+    at: float | None = None,
+) -> str:
+    """Values with intervals, a group of points for each class.
+
+    Args:
+        name, side, alt, caption: as of :func:`curves`.
+        series: name in the legend -> class -> (value, low, high).
+        classes: in their order from the left.
+        at: a dashed line across, such as chance.
+
+    Returns:
+        A figure element; empty without a value.
+    """
+    if not any(series.values()):
+        return ""
+    with _axes(_HEIGHT_IN) as axes:
+        for number, (key, found) in enumerate(series.items()):
+            shift = (number - (len(series) - 1) / 2) * min(0.16, 0.7 / len(series))
+            places = [place for place, one in enumerate(classes) if one in found]
+            values = np.array([found[classes[place]] for place in places], dtype=np.float64).reshape(-1, 3)
+            reach = np.clip([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]], 0, None)
+            axes.errorbar(
+                np.array(places) + shift,
+                values[:, 0],
+                yerr=reach,
+                label=key,
+                color=COLOURS[number % len(COLOURS)],
+                fmt=_MARKS[number % len(_MARKS)],
+                markersize=5,
+                capsize=3,
+                linewidth=1.2,
+            )
+        if at is not None:
+            axes.axhline(at, color="#888888", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+        axes.set_xticks(range(len(classes)), list(classes))
+        axes.set_xlim(-0.5, len(classes) - 0.5)
+        axes.grid(visible=False, axis="x")
+        axes.set_ylabel(side)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return _figure(axes, name, alt, caption)

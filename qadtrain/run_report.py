@@ -1,5 +1,6 @@
-"""One self-contained HTML page about one run or several: curves, scores, configuration, facts, events, throughput."""
+"""One self-contained HTML page about one run or several: results, curves, configuration, facts, events, throughput."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from qadprep.report_page import page
 from qadprep.report_section import Number, Section
 from qadtrain.config import Config
 from qadtrain.run_plots import curves
+from qadtrain.run_report_hardest import hardest_chapter
+from qadtrain.run_report_looks import gradcam_chapter, robustness_chapter, theorem_chapter
+from qadtrain.run_report_results import comparison_chapter, cross_chapter, evaluation_chapter
+from qadtrain.run_results import Results, find_results
 from qadtrain.run_tables import duration, shown, unique_names
 from qadtrain.runs import BROKEN, CHECKS, RunInfo, is_number, read_run, scores_of
 from qadtrain.safe_files import write_atomically
@@ -24,18 +29,27 @@ _IN_EVENTS = ("kind", "epoch", "global_step", "seconds", "event")
 _COUNTS = "skipped_"
 
 
-def write_run_report(runs: Sequence[Path], out: Path) -> dict[str, Any]:
+def write_run_report(
+    runs: Sequence[Path], out: Path, *, shards: Sequence[Path] = (), results: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Write the page; the same files give the same bytes.
+
+    What `eval`, `compare`, `cross`, `robustness`, `gradcam` and `theorem` wrote is taken from folders ``eval``,
+    ``compare``, ``cross``, ``robustness``, ``gradcam`` and ``theorem``: of each run, of the page's folder, and of
+    ``results``. In the latter two only what names one of the runs is taken.
 
     Args:
         runs: run folders, in the order of the colours; a running one is shown as far as it is.
         out: the page; a folder, or a name without an ending, gets ``report.html`` inside of it.
+        shards: shard sets: the hardest tuples of an evaluation on one of them are shown as pictures.
+        results: further folders to look into.
 
     Returns:
-        ``{"report": path, "runs": [names], "figures": count}``.
+        ``{"report": path, "runs": [names], "figures": count, "results": {kind: count}, "faults": [lines]}``. Faults are
+        results that could not be shown; the page names them too.
 
     Raises:
-        UserError: no run folder, a broken one, or one that has not logged a step yet.
+        UserError: no run folder, a broken one, one that has not logged a step yet, or no such folder of results.
     """
     if not runs:
         raise UserError("no run given; expected one or more run folders")
@@ -45,14 +59,41 @@ def write_run_report(runs: Sequence[Path], out: Path) -> dict[str, Any]:
             raise UserError(info.fault)
         if not info.records.lines:
             raise UserError(f"{info.path}: no records in metrics.jsonl yet; it has its first one after some steps")
+    for place in results:
+        if not Path(place).is_dir():
+            raise UserError(f"--results: {place} is not a folder")
     named = dict(zip(unique_names(infos), infos, strict=True))
-    sections = [*_summary(named), *_training(named), *_validation(named), *_throughput(named), *_about(named)]
-    title = f"Training run {next(iter(named))}" if len(named) == 1 else f"{len(named)} training runs"
     file = Path(out) if Path(out).suffix else Path(out) / "report.html"
+    found = find_results(named, [file.parent, *results])
+    after = list(_results(found, named, shards))
+    sections = [*_summary(named), *_faults(found.faults), *after]
+    sections += [*_training(named), *_validation(named), *_throughput(named), *_about(named)]
+    title = f"Training run {next(iter(named))}" if len(named) == 1 else f"{len(named)} training runs"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, page(title, "", sections).encode())
-    figures = sum(section.html.count("<svg") for section in sections)
-    return {"report": str(file), "runs": list(named), "figures": figures}
+    return {
+        "report": str(file),
+        "runs": list(named),
+        "figures": sum(section.html.count("<svg") for section in sections),
+        "results": dict(Counter(one.kind for one in found.found)),
+        "faults": found.faults,
+    }
+
+
+def _results(found: Results, runs: dict[str, RunInfo], shards: Sequence[Path]) -> Iterator[Section]:
+    """Chapters of what came after training; none where there is nothing."""
+    yield from evaluation_chapter(found, runs)
+    yield from comparison_chapter(found)
+    yield from cross_chapter(found)
+    yield from robustness_chapter(found, runs)
+    yield from gradcam_chapter(found)
+    yield from theorem_chapter(found)
+    yield from hardest_chapter(found, runs, shards)
+
+
+def _faults(faults: Sequence[str]) -> list[Section]:
+    rows = [(line,) for line in faults]
+    return [Section("Results that cannot be shown", "", ("what is wrong",), rows, anchor="faults")] if faults else []
 
 
 def _summary(runs: dict[str, RunInfo]) -> list[Section]:

@@ -1,15 +1,28 @@
 """The page about runs: its contents, and that a browser shows it whole without the network."""
 
+import json
 import re
+import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from helpers.browser import NO_NETWORK, ask, run
 from helpers.run_folders import write_run
+from helpers.untrained_runs import untrained_run
+from PIL import Image
 
 from qadprep.errors import UserError
-from qadtrain.run_plots import curves, thinned
+from qadtrain.compare import compare_runs_on
+from qadtrain.cross import cross
+from qadtrain.evaluate import evaluate
+from qadtrain.gradcam import gradcam
+from qadtrain.gradcam_consistency import consistency
+from qadtrain.robustness import evaluate_robustness
+from qadtrain.run_plots import curves, points, thinned
 from qadtrain.run_report import write_run_report
+from qadtrain.run_report_hardest import hardest
+from qadtrain.theorem import theorem_terms
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +41,8 @@ def table(text: str, caption: str) -> list[list[str]]:
 
 def test_one_run(folders, tmp_path):
     found = write_run_report(folders[:1], tmp_path)
-    assert found == {"report": str(tmp_path / "report.html"), "runs": ["a <b>"], "figures": 10}
+    nothing = {"results": {}, "faults": []}
+    assert found == {"report": str(tmp_path / "report.html"), "runs": ["a <b>"], "figures": 10} | nothing
     text = (tmp_path / "report.html").read_text()
     assert text.count("<svg") == text.count("</svg>") == 10 and "<script" not in text
     assert not re.search(r"(src|href)=[\"'](?!#)", text)
@@ -102,3 +116,174 @@ def test_a_curve_without_values_is_no_figure_and_numbers_are_no_formulas():
     assert curves("x", {"a": ([], [])}, "", "", "") == ""
     svg = curves("x", {"a": ([1, 2], [0.1, 1000.0])}, "side $x$", "alt", "", scale="log")
     assert "mathdefault" not in svg and "side $x$" in svg and ">100<" in svg
+
+
+@pytest.fixture(scope="module")
+def with_results(tmp_path_factory, make_shards):
+    """Two runs scored by every command, and a folder `shared` with what concerns both."""
+    folder = tmp_path_factory.mktemp("scored")
+    shards = make_shards(folder / "set", {"test": 32})
+    line = {"kind": "train", "epoch": 0, "global_step": 1, "seconds": 1.0, "loss": 0.5}
+    here = {"device": "cpu", "num_workers": 0}
+    runs, shared = [], folder / "shared"
+    for seed, name in enumerate(("ce", "qad")):
+        runs.append(untrained_run(folder / name, shards, seed))
+        (runs[-1] / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        evaluate(runs[-1], shards, bootstrap=100, progress=False, **here)
+    compared = compare_runs_on(*runs, shards, bootstrap=100, **here)
+    (shared / "compare").mkdir(parents=True)
+    (shared / "compare" / "compare.json").write_text(json.dumps(compared.as_json()))
+    cross(runs, [str(shards)], bootstrap=100, out_dir=shared / "cross", **here)
+    evaluate_robustness(
+        runs, shards, out_dir=shared / "robustness", corruptions=["GB"], severities=[3], limit=8, **here
+    )
+    gradcam(runs, shards, out_dir=shared / "gradcam", count=1, **here)
+    consistency(runs, shards, out_dir=shared / "gradcam", limit=4, **here)
+    theorem_terms(runs[1], shards, temperatures=(1.0, 4.0), **here)
+    return runs, shards, shared
+
+
+@pytest.fixture(scope="module")
+def results_page(with_results, tmp_path_factory):
+    runs, shards, shared = with_results
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    return path, write_run_report(runs, path, shards=[shards], results=[shared])
+
+
+def test_results_are_in_the_page_as_they_are_in_their_files(with_results, results_page):
+    (runs, _, shared), (path, found) = with_results, results_page
+    assert found["faults"] == [] and found["results"] == {
+        **{"eval": 2, "compare": 1, "cross": 1, "robustness": 1, "gradcam": 1, "consistency": 1, "theorem": 1}
+    }
+    text = path.read_text()
+    report = json.loads((runs[1] / "eval" / "set-test" / "report.json").read_text())
+    cell = report["metrics"]["frame"]["c40"]["Deepfakes"]
+    low, high = cell["interval"]["auc"]
+    shown = f"{100 * cell['auc']:.2f} ({100 * low:.1f} to {100 * high:.1f})"
+    head, *rows = table(text, "AUC, frame level")
+    assert head == ["quality", "run", "Deepfakes", "NeuralTextures", "average", "all"] and len(rows) == 8
+    assert next(row for row in rows if row[:2] == ["c40", "qad"])[2] == shown
+    compared = json.loads((shared / "compare" / "compare.json").read_text())
+    wanted = next(
+        row
+        for row in compared["rows"]
+        if [row[k] for k in ("level", "quality", "method", "metric")] == ["frame", "raw", "average", "auc"]
+    )
+    rows = table(text, "Mean over the methods, percent")
+    row = next(row for row in rows if row[:4] == ["frame", "raw", "average", "AUC"])
+    assert row[4:6] == [f"{100 * wanted['a']:.2f}", f"{100 * wanted['b']:.2f}"]
+    assert row[6].startswith(f"{100 * wanted['difference']:+.2f} (")
+    rows = table(text, "Detectors on FF++")
+    assert ["QAD-R", "published", "85.3", "93.4"] in rows and [row[1] for row in rows[-2:]] == ["this run"] * 2
+    lines = json.loads((shared / "robustness" / "robustness.json").read_text())["rows"]
+    blurred = next(
+        line["auc"]
+        for line in lines
+        if [line[k] for k in ("run", "severity", "level", "quality")] == ["ce", 3, "frame", "average"]
+    )
+    assert table(text, "AUC, frame level, mean over the qualities of ce, qad")[1][3] == f"{100 * blurred:.2f}"
+    iou = json.loads((shared / "gradcam" / "consistency.json").read_text())["runs"]["ce"]["raw-c40"]["all"]["iou"]
+    rows = table(text, "Consistency over the qualities")
+    assert next(row for row in rows if row[:2] == ["ce", "raw-c40"])[4].startswith(f"{iou['mean']:.3f}")
+    terms = json.loads((runs[1] / "theorem" / "set-test" / "theorem.json").read_text())
+    (row,) = (row for row in table(text, "Terms") if row[3] == "raw-c40" and row[7] == "1")
+    assert row[8:10] == [f"{terms['pairs']['raw-c40'][key][0]:.4g}" for key in ("A", "collaboration_term")]
+
+
+def test_results_in_a_browser(results_page, tmp_path):
+    page, _ = results_page
+    expression = (
+        "{images: [...document.querySelectorAll('img')].map(e => [e.naturalWidth, e.getBoundingClientRect().width,"
+        " e.alt, e.src.slice(0, 22)]), heads: [...document.querySelectorAll('h2')].map(e => e.textContent),"
+        " ids: [...document.querySelectorAll('[id]')].map(e => e.id), wide: document.documentElement.scrollWidth,"
+        " asked: performance.getEntriesByType('resource').map(e => e.name).filter(e => !e.startsWith('data:'))}"
+    )
+    picture = tmp_path / "page.png"
+    found = ask(page, expression, tmp_path / "profile", "--window-size=1280,7000", f"--screenshot={picture}")
+    assert found["heads"][:9] == [
+        "Summary", "Evaluation", "Comparison", "Other shard sets", "Robustness", "Heat maps", "Theorem 1",
+        "Hardest tuples", "Training",
+    ]  # fmt: skip
+    assert found["asked"] == [] and len(found["ids"]) == len(set(found["ids"])) and found["wide"] <= 1280
+    assert {source for *_, source in found["images"]} == {"data:image/png;base64,"}
+    # A robustness figure, a panel, a theorem figure, and the hardest tuples of two runs at three qualities each.
+    labels = [alt for *_, alt, _ in found["images"]]
+    assert len(labels) == 3 + 2 * 3 and labels.count("Tuples most wrong at c40, at every quality") == 2
+    assert all(natural > 200 for natural, *_ in found["images"])
+    panel = next(each for each in found["images"] if each[2].startswith("Heat maps of"))
+    assert panel[0] == panel[1]  # a crop's pixel is a pixel
+    seen = np.asarray(Image.open(picture).convert("RGB"))
+    assert seen.shape == (7000, 1280, 3)
+    # Heat maps and drawings are there as colours: the bare text would be grey.
+    assert (np.ptp(seen.astype(int), axis=2) > 60).sum() > 20_000
+
+
+def test_hardest_tuples_are_those_of_the_scores(with_results):
+    path = with_results[0][1] / "eval" / "set-test" / "scores.parquet"
+    scores = pq.read_table(path).to_pylist()
+    found = hardest(path, 3)
+    assert list(found) == ["raw", "c23", "c40"]
+    for quality, tuples in found.items():
+        wrong = {}
+        for row in (row for row in scores if row["quality"] == quality):
+            gap = abs(row["prob_fake"] - row["label"])
+            video = (row["method"], row["video"], row["label"])
+            wrong[video] = max(wrong.get(video, 0.0), gap)
+        np.testing.assert_allclose([each.wrong for each in tuples], sorted(wrong.values())[::-1][:3], rtol=1e-12)
+        assert len({(each.method, each.key.split("/")[2]) for each in tuples}) == len(tuples)
+        assert all(each.is_wrong(quality) == (each.wrong > 0.5) for each in tuples)
+
+
+def test_results_that_are_broken_are_named_and_the_page_is_made(with_results, tmp_path):
+    (first, _), _, shared = with_results
+    copy = shutil.copytree(first, tmp_path / "ce")
+    place = copy / "eval" / "set-test"
+    (tmp_path / "robustness").mkdir()
+    (tmp_path / "robustness" / "robustness.json").write_text('{"runs": ["ce"], "corruptions": [], "rows": 3}')
+    (copy / "theorem").mkdir()
+    (copy / "theorem" / "theorem.json").write_text("{")
+    shutil.copytree(shared / "gradcam", copy / "gradcam")
+    panel = next((copy / "gradcam").glob("01-*.png"))
+    panel.write_bytes(b"GIF89a")
+    (place / "scores.parquet").write_bytes(b"no")
+    # Results beside the page that name other runs are none of this page's.
+    shutil.copytree(shared / "cross", tmp_path / "cross")
+    crossed = json.loads((tmp_path / "cross" / "cross.json").read_text())
+    for row in crossed["rows"]:
+        row["name"] = "other"
+    (tmp_path / "cross" / "cross.json").write_text(json.dumps(crossed))
+    found = write_run_report([copy], tmp_path / "page.html", shards=[tmp_path / "nowhere"])
+    assert "cross" not in found["results"] and len(found["faults"]) == 5
+    for part in (
+        r"ce/theorem/theorem\.json: cannot be read",
+        r"robustness: the result of `robustness` is not as expected",
+        rf"gradcam: {re.escape(panel.name)}: expected a PNG",
+        r"--shards: .*nowhere.*without pictures",
+        r"eval/set-test: .*not a file of scores",
+    ):
+        assert any(re.search(part, line) for line in found["faults"]), part
+    text = (tmp_path / "page.html").read_text()
+    assert len(table(text, "Results that cannot be shown")) == 6
+    with pytest.raises(UserError, match=r"--results: .*absent is not a folder"):
+        write_run_report([copy], tmp_path / "page.html", results=[tmp_path / "absent"])
+
+
+def test_without_shards_no_crops_and_scores_of_earlier_weights_are_said_to_be(with_results, tmp_path):
+    copy = shutil.copytree(with_results[0][0], tmp_path / "ce")
+    report = copy / "eval" / "set-test" / "report.json"
+    contents = json.loads(report.read_text())
+    contents["checkpoint"]["weights_sha256"] = "0" * 64
+    contents["not_scored"] |= {"damaged": 2, "not_finite": 1}
+    report.write_text(json.dumps(contents))
+    found = write_run_report([copy], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert found["faults"] == [] and "The crops are shown where the report is given the shard set" in text
+    hard = hardest(copy / "eval" / "set-test" / "scores.parquet")
+    assert table(text, "Hardest tuples of ce on set-test")[1][1].replace("<wbr>", "") == hard["raw"][0].key
+    assert "ce was trained further since" in text and "ce: 2 damaged tuples and 1 scores not finite" in text
+
+
+def test_points_have_their_intervals_and_nothing_is_no_figure():
+    assert points("x", {"a": {}}, ("raw",), "", "", "") == ""
+    svg = points("x", {"a": {"raw": (50.0, 40.0, 70.0)}, "b": {}}, ("raw", "c40"), "AUC", "alt", "below", at=50)
+    assert svg.count("<svg") == 1 and ">raw<" in svg and ">c40<" in svg and "below" in svg
