@@ -206,6 +206,7 @@ def test_retry_failed_and_changed_labels(ffpp_tree_master: Path, tmp_path: Path)
     assert run("test", overwrite=True)["groups_skipped"] == 0
 
 
+@pytest.mark.slow
 def test_every_kind_of_bad_input_ends_in_the_table(ffpp_tree: Path, tmp_path: Path) -> None:
     """Truncated, empty, text, faceless, short, missing: each with its reason, and everything else is extracted."""
     deepfakes, faceswap = (ffpp_tree / "manipulated_sequences" / name for name in ("Deepfakes", "FaceSwap"))

@@ -145,6 +145,7 @@ def assert_same_bits(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_two_processes_exchange_what_they_should(results):
     first, second = results
     assert first["ranks"] == (0, 2, 0, True) and second["ranks"] == (1, 2, 1, False)
@@ -172,6 +173,7 @@ def test_two_processes_exchange_what_they_should(results):
     assert first["own"].tolist() == [1, 10] and second["own"].tolist() == [2, 10]  # sum left its argument alone
 
 
+@pytest.mark.slow
 def test_gather_gives_the_gradient_of_one_process_with_the_whole_batch(results):
     alone = exchanges(Ranks())
     for out in results:
@@ -180,6 +182,7 @@ def test_gather_gives_the_gradient_of_one_process_with_the_whole_batch(results):
         assert torch.allclose(out["gather_grad"], alone["gather_grad"], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_synchronised_direction_is_that_of_the_global_batch_and_equal_to_the_bit(results):
     first, second = (out["synchronised"] for out in results)
     assert_same_bits(first["values"], second["values"])
@@ -189,6 +192,7 @@ def test_synchronised_direction_is_that_of_the_global_batch_and_equal_to_the_bit
         assert (v - expected).norm() < 1e-5 * expected.norm()
 
 
+@pytest.mark.slow
 def test_local_directions_differ_and_the_weights_come_back_to_the_same_bits(results):
     first, second = (out["local"] for out in results)
     start = [w.detach() for w in AdversarialWeights(network(), 0.05).parameters()]
@@ -199,6 +203,7 @@ def test_local_directions_differ_and_the_weights_come_back_to_the_same_bits(resu
     assert_same_bits(second["after"], start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["synchronised", "local"])
 def test_a_gradient_that_is_not_finite_in_one_process_moves_nothing_in_both(results, how):
     for out in results:
