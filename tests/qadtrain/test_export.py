@@ -265,7 +265,6 @@ def test_what_could_be_made_is_kept(run, exported, tmp_path, monkeypatch):
     ("name", "side", "normalization"),
     [
         ("resnet50", 64, "imagenet"),
-        ("efficientnet_b1", 64, "imagenet"),
         ("mesoinception4", 256, "unit"),
     ],
 )

@@ -191,7 +191,6 @@ def test_layers_that_cannot_be_explained(layer, message):
         pytest.param("tf_efficientnet_b0", 64, ["blocks.6"], marks=pytest.mark.slow),
         pytest.param("xception", 299, ["act4"], marks=pytest.mark.slow),
         pytest.param("mat", 64, ["trunk.blocks.6"], marks=pytest.mark.slow),
-        pytest.param("f3net", 299, ["fad_stream.act4", "lfs_stream.act4"], marks=pytest.mark.slow),
     ],
 )
 def test_default_layers(name, size, layers):
