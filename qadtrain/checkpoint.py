@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from qadprep.errors import UserError
 from qadtrain.config_io import load_config, read_toml
 from qadtrain.facts import config_hash
-from qadtrain.generators import random_state, restore_random_state
 from qadtrain.safe_files import explained, pending, remove, sha256_of, sync_folder, write_atomically, write_synced
 
 __all__ = [
@@ -45,9 +44,7 @@ __all__ = [
     "load_last",
     "load_weights",
     "pairs",
-    "random_state",
     "read_run_json",
-    "restore_random_state",
     "save_best",
     "save_last",
     "write_atomically",
