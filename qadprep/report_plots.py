@@ -9,29 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qadprep.plot_style import COLOURS, fixed_style
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac", "#eeca3b", "#d67195")
 # Shares that a box tells of: whiskers, box and the line in it.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BINS = 40
 _WIDTH_IN = 8.6
 # Two lines that lie on each other are both seen, also without colours.
 _LINES = ("-", (0, (4, 2)))
-_SETTINGS = {
-    "text.parse_math": False,  # names may hold a dollar
-    "svg.fonttype": "none",  # text stays text: small, found by a search, read aloud
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
 
 
 def boxes(
@@ -51,7 +39,7 @@ def boxes(
     """
     series = list(dict.fromkeys(key for values in rows.values() for key in values))
     high = 0.8 / max(1, len(series))
-    with _axes(0.9 + 0.32 * len(rows) * max(1.0, 0.62 * len(series))) as axes:
+    with new_axes(0.9 + 0.32 * len(rows) * max(1.0, 0.62 * len(series))) as axes:
         for line, values in enumerate(rows.values()):
             for number, key in enumerate(series):
                 found = values.get(key, np.zeros(0))
@@ -70,7 +58,7 @@ def boxes(
         if np.isfinite(most):
             axes.set_xlim(right=most)
         _finish(axes, label, "", series)
-        return _figure(axes, name, alt, caption)
+        return figure_element(axes, name, alt, caption)
 
 
 def histogram(
@@ -97,7 +85,7 @@ def histogram(
     """
     whole = np.concatenate(list(series.values()))
     edges = _edges(whole, logarithmic, step)
-    with _axes(2.5) as axes:
+    with new_axes(2.5) as axes:
         for number, values in enumerate(series.values()):
             counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
             share = 100 * counts / max(1, len(values))
@@ -110,7 +98,7 @@ def histogram(
             axes.set_xticks(edges[:-1] + 0.5)
         axes.set_ylim(bottom=0)
         _finish(axes, label, side, list(series), lines=True)
-        return _figure(axes, name, alt, caption)
+        return figure_element(axes, name, alt, caption)
 
 
 def stacks(name: str, rows: Mapping[str, Mapping[str, float]], label: str, alt: str, caption: str) -> str:
@@ -121,7 +109,7 @@ def stacks(name: str, rows: Mapping[str, Mapping[str, float]], label: str, alt: 
         rows: class -> part -> size.
     """
     parts = list(dict.fromkeys(key for values in rows.values() for key in values))
-    with _axes(0.9 + 0.3 * len(rows)) as axes:
+    with new_axes(0.9 + 0.3 * len(rows)) as axes:
         left = np.zeros(len(rows))
         for number, part in enumerate(parts):
             sizes = np.array([values.get(part, 0.0) for values in rows.values()])
@@ -139,7 +127,7 @@ def stacks(name: str, rows: Mapping[str, Mapping[str, float]], label: str, alt: 
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         _finish(axes, label, "", parts)
-        return _figure(axes, name, alt, caption)
+        return figure_element(axes, name, alt, caption)
 
 
 def share_bar(parts: Mapping[str, float], unit: str, digits: int = 0) -> str:
@@ -183,14 +171,11 @@ def _edges(values: np.ndarray, logarithmic: bool, step: float) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _axes(height_in: float) -> "Iterator[Axes]":
+def new_axes(height_in: float) -> "Iterator[Axes]":
     """Axes of a new figure, under settings that do not depend on the user's own."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
+    with fixed_style():
         yield Figure(figsize=(_WIDTH_IN, height_in), layout="constrained").add_subplot()
 
 
@@ -208,7 +193,8 @@ def _finish(axes: "Axes", label: str, side: str, series: Sequence[str], lines: b
     axes.legend(handles, series, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _figure(axes: "Axes", name: str, alt: str, caption: str) -> str:
+def figure_element(axes: "Axes", name: str, alt: str, caption: str) -> str:
+    """The figure of some axes as a part of a page; ids inside it begin with ``name``."""
     import matplotlib as mpl
 
     buffer = io.StringIO()

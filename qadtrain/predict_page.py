@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qadprep.crops import encode_png
+from qadprep.plot_style import COLOURS
 from qadprep.report_page import page
-from qadprep.report_plots import COLOURS, _axes, _figure
+from qadprep.report_plots import figure_element, new_axes
 from qadprep.report_section import Number, Section
 from qadtrain.predict_scores import FaceScore, VideoPrediction
 from qadtrain.predict_video import Spot
@@ -79,7 +80,7 @@ def timeline(name: str, prediction: VideoPrediction, faces: Sequence[FaceScore],
     """Scores over the time of a video, a line for each person, as inline SVG."""
     fps = prediction.fps or 1.0
     step = max(1.0, (prediction.frames or 1) / max(1, prediction.frames_scored))
-    with _axes(2.3) as axes:
+    with new_axes(2.3) as axes:
         for track in sorted({face.track for face in faces})[:MOST_PERSONS]:
             seen = sorted((face for face in faces if face.track == track), key=lambda face: face.frame)
             seen = seen[:: -(-len(seen) // _MOST_POINTS)]
@@ -101,7 +102,7 @@ def timeline(name: str, prediction: VideoPrediction, faces: Sequence[FaceScore],
         axes.set_ylabel("probability of fake")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         alt = f"{prediction.name}: probability of fake over time, {len({face.track for face in faces})} persons"
-        return _figure(axes, name, alt, "")
+        return figure_element(axes, name, alt, "")
 
 
 def _crops(faces: Sequence[FaceScore], crops: dict[Spot, np.ndarray]) -> str:
@@ -162,8 +163,6 @@ def write_page(folder: Path, summary: "PredictSummary", details: Sequence[Shown]
     ]
     path = folder / PAGE_NAME
     text = page(f"Prediction of {summary.run}", _NOTICE, sections)
-    # The links of the contents stand in one line without a space: many of them need places where it may break.
-    text = text.replace("</a></li><li><a", "</a></li> <li><a")
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
     return path
 

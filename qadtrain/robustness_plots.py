@@ -1,6 +1,5 @@
 """AUC over severity as one figure: a panel for each quality and corruption, a line for each run."""
 
-import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qadprep.report_plots import COLOURS
+from qadprep.plot_style import COLOURS, fixed_style, picture_files
 from qadtrain.corruptions import CORRUPTIONS
 from qadtrain.summary import AVERAGE
 
@@ -20,22 +19,8 @@ if TYPE_CHECKING:
 _PANEL_IN, _GAP_IN = (1.5, 1.2), 0.22
 # Room for the labels at the left and below, at the right, and for titles and legend above.
 _LEFT_IN, _BELOW_IN, _RIGHT_IN, _ABOVE_IN, _LEGEND_LINE_IN = 0.75, 0.5, 0.1, 0.35, 0.2
-_DPI = 150
 _SIDE = "AUC, percent"
 _MARKS = "osD^vPX"
-_SETTINGS = {
-    "text.parse_math": False,  # names may hold a dollar
-    "svg.hashsalt": "robustness",  # ids in the file do not change from run to run
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-}
 
 
 def figure(report: "RobustnessReport", level: str = "frame") -> dict[str, bytes]:
@@ -96,11 +81,10 @@ def figure(report: "RobustnessReport", level: str = "frame") -> dict[str, bytes]
 @contextmanager
 def _grid(rows: int, columns: int, runs: int) -> "Iterator[tuple[list[list[Axes]], Callable[[], dict[str, bytes]]]]":
     """Panels with shared axes, and a function that saves them with one legend above."""
-    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**mpl.rcParamsDefault, **_SETTINGS}):
+    with fixed_style(font_size=8, axes_titlesize=8, legend_fontsize=8):
         names_a_line = max(1, columns // 2)
         above = _ABOVE_IN + _LEGEND_LINE_IN * -(-runs // names_a_line)
         panels = [_PANEL_IN[n] * count + _GAP_IN * (count - 1) for n, count in enumerate((columns, rows))]
@@ -122,13 +106,7 @@ def _grid(rows: int, columns: int, runs: int) -> "Iterator[tuple[list[list[Axes]
             lines, names = grid[0][0].get_legend_handles_labels()
             at = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.0), "ncols": names_a_line}
             drawn.legend(lines, names, **at)
-            files = {}  # cut to what was drawn: long names of runs may reach beyond the panels
-            # Without these, both formats would name the version of matplotlib, and SVG the time.
-            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-                buffer = io.BytesIO()
-                drawn.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata, bbox_inches="tight")
-                files[kind] = buffer.getvalue()
-            return files
+            return picture_files(drawn, bbox_inches="tight")  # long names of runs may reach beyond the panels
 
         yield grid, save
 

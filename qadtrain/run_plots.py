@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from qadprep.report_plots import COLOURS, _axes, _figure
+from qadprep.plot_style import COLOURS
+from qadprep.report_plots import figure_element, new_axes
 
 _MOST_POINTS = 400
 _HEIGHT_IN = 2.6
@@ -46,7 +47,7 @@ def curves(
     filled = {key: curve for key, curve in series.items() if len(curve[0])}
     if not filled:
         return ""
-    with _axes(_HEIGHT_IN) as axes:
+    with new_axes(_HEIGHT_IN) as axes:
         for number, (key, curve) in enumerate(filled.items()):
             steps, values = thinned(curve, _MOST_POINTS)
             lonely = marks or len(steps) == 1
@@ -69,7 +70,7 @@ def curves(
         axes.set_xlabel(label)
         axes.set_ylabel(side)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _figure(axes, name, alt, caption)
+        return figure_element(axes, name, alt, caption)
 
 
 def thinned(curve: Curve, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +106,7 @@ def points(
     """
     if not any(series.values()):
         return ""
-    with _axes(_HEIGHT_IN) as axes:
+    with new_axes(_HEIGHT_IN) as axes:
         for number, (key, found) in enumerate(series.items()):
             shift = (number - (len(series) - 1) / 2) * min(0.16, 0.7 / len(series))
             places = [place for place, one in enumerate(classes) if one in found]
@@ -129,4 +130,4 @@ def points(
         axes.grid(visible=False, axis="x")
         axes.set_ylabel(side)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return _figure(axes, name, alt, caption)
+        return figure_element(axes, name, alt, caption)

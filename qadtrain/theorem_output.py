@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from qadprep.report_plots import COLOURS
+from qadprep.plot_style import COLOURS, fixed_style, picture_files
 from qadtrain.safe_files import write_atomically
 from qadtrain.theorem import NOT_ESTIMATED, REMARKS, PairTerms, TheoremTerms, count_term, deviation
 
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PANEL_IN = (4.4, 3.6)
-_SETTINGS = {
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "theorem",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def write_files(terms: TheoremTerms, folder: Path) -> TheoremTerms:
@@ -101,26 +92,17 @@ def _rest(terms: TheoremTerms) -> Table:
 
 def figure(terms: TheoremTerms) -> dict[str, bytes]:
     """``png`` and ``svg``: the terms over T, a picture for each pair with the best quality."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     pairs = [pair for pair in terms.pairs if not pair.for_information]
-    files = {}
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
+    with fixed_style(axes_grid=False):
         sheet = Figure(figsize=(_PANEL_IN[0] * len(pairs) + 1.6, _PANEL_IN[1]), layout="constrained")
         grid = sheet.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
         for axes, pair in zip(grid, pairs, strict=True):
             _draw(axes, terms, pair)
         grid[0].set_ylabel("term")
         grid[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            nothing = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-            sheet.savefig(buffer, format=kind, dpi=150, metadata=nothing)
-            files[kind] = buffer.getvalue()
-    return files
+        return picture_files(sheet)
 
 
 def _draw(axes: "Axes", terms: TheoremTerms, pair: PairTerms) -> None:
