@@ -18,9 +18,10 @@ from qadprep.shardset import ShardSet
 from qadtrain.checkpoint import CONFIG_NAME, checkpoint_path, load_weights, read_run_json
 from qadtrain.config import Config
 from qadtrain.config_io import load_config, read_toml
-from qadtrain.data import TupleBatch, collate, make_loader, open_split, to_network_input
-from qadtrain.device import autocast_to, choose_device, device_name, precision_name
+from qadtrain.data import TupleBatch, collate, make_loader, open_split
+from qadtrain.device import choose_device, device_name, precision_name
 from qadtrain.distributed import Ranks
+from qadtrain.forward import batch_logits
 from qadtrain.guard import together
 from qadtrain.metrics import SHORT
 from qadtrain.models import build_model
@@ -104,18 +105,8 @@ def score_split(
     def score_own() -> None:
         for request, batch in zip(requests, _readable(loader, requests, skip_bad, bad), strict=True):
             if len(batch.indices):
-                images = to_network_input(
-                    batch.images,
-                    None,
-                    size_px=config.data.image_size_px or shards.size_px,
-                    normalization=config.data.normalization,
-                    device=device,
-                    channels_last=config.model.channels_last,
-                )
-                with autocast_to(config.train.precision, device):
-                    output = model(images).logits
                 own.append(batch.indices.numpy())
-                logits[own[-1]] = output.double().cpu().view(len(batch.indices), -1, 2).numpy()
+                logits[own[-1]] = batch_logits(model, batch.images, config, shards.size_px, device)
             advance(len(request), f"{len(bad)} left out" if bad else "")
 
     with bar as advance:

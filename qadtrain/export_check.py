@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from qadprep.errors import UserError
-from qadtrain.augment import to_network_input
 from qadtrain.config import Config
+from qadtrain.forward import plain_input
 from qadtrain.score_files import fake_probability
 
 TOLERANCE = 1e-4
@@ -92,13 +92,7 @@ def check_runner(run: Runner, samples: Sequence[Sample]) -> Check:
 @torch.inference_mode()
 def reference_logits(model: nn.Module, config: Config, images: np.ndarray) -> np.ndarray:
     """float64 (N, 2) of uint8 (N, S, S, 3) RGB, as the evaluation computes them in fp32."""
-    pixels = to_network_input(
-        torch.from_numpy(images)[:, None],
-        None,
-        size_px=config.data.image_size_px,
-        normalization=config.data.normalization,
-        device=torch.device("cpu"),
-    )
+    pixels = plain_input(torch.from_numpy(images)[:, None], config, images.shape[1], torch.device("cpu"))
     return model(pixels).logits.double().numpy()
 
 

@@ -12,8 +12,9 @@ from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadtrain.checkpoint import read_run_json
 from qadtrain.config import Config
-from qadtrain.data import TupleBatch, TupleDataset, collate, make_loader, to_network_input
+from qadtrain.data import TupleBatch, TupleDataset, collate, make_loader
 from qadtrain.evaluate import load_run
+from qadtrain.forward import plain_input
 from qadtrain.models import TappedModel
 from qadtrain.workers import WorkerBatches
 
@@ -37,14 +38,7 @@ class Detector:
 
     def network_input(self, images: Tensor, shards: ShardSet, device: torch.device) -> Tensor:
         """uint8 (B, M, H, W, 3) RGB -> float32 (B * M, 3, S, S), normalised, tuple by tuple."""
-        return to_network_input(
-            images,
-            None,
-            size_px=self.size_px(shards),
-            normalization=self.config.data.normalization,
-            device=device,
-            channels_last=self.config.model.channels_last,
-        )
+        return plain_input(images, self.config, shards.size_px, device)
 
 
 def load_detectors(runs: Sequence[Path], checkpoint: str, device: torch.device) -> list[Detector]:

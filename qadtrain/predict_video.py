@@ -24,12 +24,11 @@ from qadprep.timing import StageTimer
 from qadprep.video.decoded import Decoded
 from qadprep.video.probe import VideoInfo
 from qadprep.video.source import Source
-from qadtrain.augment import to_network_input
 from qadtrain.config import Config
-from qadtrain.device import autocast_to
-from qadtrain.evaluate import fake_probability
+from qadtrain.forward import batch_logits
 from qadtrain.predict_files import Still
 from qadtrain.predict_setup import CropSettings
+from qadtrain.score_files import fake_probability
 
 # Frames that are held at once, in bytes of RGB: two batches of them are.
 _FRAMES_BYTES = 48_000_000
@@ -107,17 +106,8 @@ class Scorer:
     def score(self, crops: np.ndarray) -> np.ndarray:
         """uint8 (n, size_px, size_px, 3) RGB -> float64 (n,), as the evaluation scores a quality of a tuple."""
         with self.timer.stage("network"):
-            images = to_network_input(
-                torch.from_numpy(crops)[:, None],
-                None,
-                size_px=self.size_px,
-                normalization=self.config.data.normalization,
-                device=self.device,
-                channels_last=self.config.model.channels_last,
-            )
-            with autocast_to(self.config.train.precision, self.device):
-                logits = self.model(images).logits
-            return fake_probability(logits.double().cpu().numpy())
+            images = torch.from_numpy(crops)[:, None]
+            return fake_probability(batch_logits(self.model, images, self.config, self.size_px, self.device)[:, 0])
 
 
 class Scenes:

@@ -20,9 +20,10 @@ from qadtrain.config import Config
 from qadtrain.config_io import load_config, read_toml
 from qadtrain.corruption_codecs import require_encoder
 from qadtrain.corruptions import BLOCK_RULES, FIGURE_6, SEVERITIES, chosen_corruptions
-from qadtrain.data import open_split, to_network_input
-from qadtrain.device import autocast_to, choose_device
+from qadtrain.data import open_split
+from qadtrain.device import choose_device
 from qadtrain.evaluate import load_run
+from qadtrain.forward import batch_logits
 from qadtrain.robustness_cells import METHOD, Cell, RunFacts
 from qadtrain.robustness_pictures import CLEAN, PLACES, CorruptedTuples, View, all_damaged, chosen_rows, load, shown
 from qadtrain.robustness_report import RobustnessReport, robustness_tables, rows_of, write_report
@@ -172,17 +173,8 @@ def _scores(
     for rows, images, broken in load(dataset, batch_tuples=batch_tuples, num_workers=num_workers, device=device):
         damaged.update(broken)
         if len(rows):
-            pixels = to_network_input(
-                shown(images, [keys[row].as_py() for row in rows.tolist()], dataset.view, device),
-                None,
-                size_px=config.data.image_size_px or shards.size_px,
-                normalization=config.data.normalization,
-                device=device,
-                channels_last=config.model.channels_last,
-            )
-            with autocast_to(config.train.precision, device):
-                output = model(pixels).logits
-            logits[rows] = output.double().cpu().view(len(rows), -1, 2).numpy()
+            pictures = shown(images, [keys[row].as_py() for row in rows.tolist()], dataset.view, device)
+            logits[rows] = batch_logits(model, pictures, config, shards.size_px, device)
         advance(len(rows) + sum(row in dataset.chosen for row, _ in broken))
     return logits, damaged
 
