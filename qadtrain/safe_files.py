@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qadprep.errors import UserError
+from qadprep.ustar import sync_folder
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -39,15 +40,6 @@ def write_synced(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(paths: Iterable[Path]) -> None:

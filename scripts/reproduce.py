@@ -34,6 +34,8 @@ from typing import Any, TextIO
 
 from reproduce_steps import Settings, Stage, demonstration, parse_runs, plan
 
+from qadtrain.safe_files import sha256_of, write_atomically
+
 DATASET_SCRIPT = Path(__file__).with_name("reproduce_dataset.py")
 STATE_NAME = "reproduce.json"
 DONE, PARTLY, KEPT, FAILED, LEFT_OUT = "done", "partly", "kept", "failed", "left out"
@@ -69,7 +71,7 @@ class Work:
     def digest(self, stage: Stage) -> str:
         """Of its command and of what it is made from; the work folder may move."""
         made_from = {need: self.stages.get(need, {}).get("outputs") for need in stage.needs}
-        outside = {path.name: sha256(path) for path in stage.inputs}
+        outside = {path.name: sha256_of(path) for path in stage.inputs}
         words = ["=".join(map(self._inside, word.split("="))) for word in stage.command]
         return hashlib.sha256(json.dumps([words, made_from, outside], sort_keys=True).encode()).hexdigest()
 
@@ -82,7 +84,7 @@ class Work:
 
     def left(self, stage: Stage) -> dict[str, str | None]:
         """Name of each of its files -> sha256, None where it is not there."""
-        return {path.relative_to(self.out).as_posix(): sha256(path) for path in stage.outputs}
+        return {path.relative_to(self.out).as_posix(): sha256_of(path) for path in stage.outputs}
 
     def is_done(self, stage: Stage) -> bool:
         known = self.stages.get(stage.name, {})
@@ -104,18 +106,7 @@ class Work:
         self._write()
 
     def _write(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"stages": self.stages}, indent=2) + "\n", "utf-8")
-        temporary.replace(self.path)
-
-
-def sha256(path: Path) -> str | None:
-    """Hexadecimal digits; None where there is no such file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+        write_atomically(self.path, (json.dumps({"stages": self.stages}, indent=2) + "\n").encode())
 
 
 def wrong_use(message: str) -> SystemExit:
