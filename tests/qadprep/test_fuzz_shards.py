@@ -26,7 +26,7 @@ from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadprep.verify import verify
 
-QUICK, MANY = 20, 60
+QUICK, MANY = 20, 200
 SHARD = "train-000000"
 # Columns whose values are in the json members or in the tar headers too: verify notices when they change.
 TOLD_TWICE = ("key", "label", "split", "dataset", "method", "video", "group", "target", "source", "frame", "face",
