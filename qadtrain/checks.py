@@ -44,7 +44,8 @@ def check(trainer: "Trainer", tracker: Tracker, live: LiveTable, kind: str, valu
         note |= {"average": average is not None}
         on_main(trainer.ranks, lambda: save_best(trainer.run_dir, weights, note))
         live.best(position.best_text(best_by.name))
-    tracker.record(kind, position.epoch, position.global_step, values | {"best": better})
+    found = values | {"best": better}
+    on_main(trainer.ranks, lambda: tracker.record(kind, position.epoch, position.global_step, found))
     epoch = f"epoch {position.epoch + 1}/{trainer.config.optim.epochs}"
     place = f"{epoch} done" if kind == "epoch" else f"{epoch}, step {position.step}/{trainer.steps_per_epoch}"
     trainer.say(f"{place}  {in_words(values, best_by)}{'  (best)' if better else ''}")

@@ -180,9 +180,10 @@ class TrainBatches:
                 # Allocated for the side stream: without this its memory could be given to a later copy while the
                 # step's kernels still read it.
                 tensor.record_stream(current)
-            ahead = self._copied(source, side)
             yield self._given_out(host, *tensors)
             del host, tensors
+            # Asked for after the step's kernels were queued: the device works while the host waits for the loader.
+            ahead = self._copied(source, side)
 
     def _copied(
         self, source: Iterator[TupleBatch], side: "torch.cuda.Stream"
@@ -226,14 +227,15 @@ class TrainBatches:
             if self.on_skip:
                 self.on_skip(f"left out, {len(self._left_out)} of at most {budget}: {message}")
         if host.damage:
-            raise UserError(host.damage)
+            raise UserError(f"{host.damage}, or leave damaged tuples out with --skip-bad N, a resume may raise it")
         waited_s, self._waited_s = self._waited_s, 0.0
         return DeviceBatch(*tensors, indices=host.indices, skipped=len(new), waited_s=waited_s)
 
     def _over_budget(self, message: str) -> UserError:
         budget = self.config.data.skip_bad
         return UserError(
-            f"data.skip_bad: got {len(self._left_out)} damaged tuples, expected at most {budget}: {message}"
+            f"data.skip_bad: got {len(self._left_out)} damaged tuples, expected at most {budget} (a resume may raise "
+            f"it): {message}"
         )
 
     def _host_batches(self) -> Iterator[TupleBatch]:

@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from rich.console import Console
 from qadprep.errors import UserError
 from qadtrain.config import Config
 from qadtrain.facts import config_hash
+from qadtrain.safe_files import explained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,14 +76,21 @@ class Tracker:
         """One line ``{"kind", "epoch", "global_step", "seconds", ...values}``; numbers also go to the other sinks.
 
         They are named kind/name there. What is not finite is ``null`` in the line, as JSON has no other word for it.
+
+        Raises:
+            UserError: the disk is full.
         """
         if not self._enabled:
             return
         self._epoch, self._step = epoch, global_step
         finite = {name: None if _not_finite(value) else value for name, value in values.items()}
         line = {"kind": kind, "epoch": epoch, "global_step": global_step, "seconds": self._seconds(), **finite}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        text = json.dumps(line, allow_nan=False) + "\n"
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise explained(error, Path(self._file.name), len(text)) from error
         numbers = {f"{kind}/{name}": value for name, value in finite.items() if isinstance(value, int | float)}
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, global_step)
@@ -117,11 +125,12 @@ class Tracker:
         try:
             self.event("end", self._epoch, self._step, state=state, reason=reason)
             os.fsync(self._file.fileno())
-        except OSError:
+        except (OSError, UserError):
             if error is None:  # on a full disk the error that ends the run says so already
                 raise
         finally:
-            self._file.close()
+            with suppress(OSError):  # the same line again, of which that was said
+                self._file.close()
             self._writer.close()
             if self._wandb is not None:
                 self._wandb.finish(exit_code=int(state == "failed"))

@@ -261,7 +261,7 @@ class Trainer:
         means = mean_values(self.ranks, means)
         means["lr"] = self.step.learning_rate
         means |= {"skipped_steps": position.skipped_steps, "skipped_tuples": len(self.batches.share_skipped())}
-        tracker.record("train", position.epoch, position.global_step, means)
+        on_main(self.ranks, lambda: tracker.record("train", position.epoch, position.global_step, means))
         live.show(means)
 
     def _leave_out(self, fault: str) -> None:

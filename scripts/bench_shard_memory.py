@@ -1,6 +1,6 @@
 """How much memory `qadprep shard` takes as the number of tuples grows, and how fast it writes beside plain `tar`.
 
-    python scripts/bench_shard_memory.py [--tuples 20000 100000 300000] [--size 16] [--throughput-tuples 4000]
+    python scripts/bench_shard_memory.py [--tuples 20000 100000 300000] [--size 16] [--throughput-tuples 20000]
 
 The packs are made on the spot: tables and tars as `extract` writes them, with crops out of a small pool. Memory is the
 high-water mark of resident memory that Linux keeps for the command itself and for each of its worker processes.
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--tuples", type=int, nargs="*", default=[20_000, 100_000, 300_000])
     parser.add_argument("--size", type=int, default=16, help="side of the crops for the memory part, px")
     parser.add_argument("--options", default="--balance even --workers 2", help="of `qadprep shard`, memory part")
-    parser.add_argument("--throughput-tuples", type=int, default=4000, help="0 leaves the part out")
+    parser.add_argument("--throughput-tuples", type=int, default=20_000, help="0 leaves the part out")
     parser.add_argument("--throughput-size", type=int, default=128, help="side of its crops, px")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="of the throughput part")
     parser.add_argument("--folder", type=Path, help="for the data; default a temporary one")

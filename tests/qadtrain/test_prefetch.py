@@ -159,7 +159,10 @@ def test_damaged_tuples_are_replaced_reported_once_and_kept_in_the_state(damaged
 
 def test_an_overdrawn_budget_ends_the_run_with_the_last_place(damaged):
     folder, _ = damaged
-    with pytest.raises(UserError, match=r"data.skip_bad: got 2 damaged tuples, expected at most 1: .*at byte.*verify"):
+    with pytest.raises(
+        UserError,
+        match=r"data.skip_bad: got 2 damaged tuples, expected at most 1 \(a resume may raise it\): .*at byte.*verify",
+    ):
         run(folder, "data.skip_bad=1", "optim.epochs=4")
     with pytest.raises(UserError, match=r"data.skip_bad: got 2 damaged tuples, expected at most 1"):
         run(folder, "data.skip_bad=1", "optim.epochs=4", skipped=[0])  # what an earlier part of the run met counts
@@ -187,7 +190,9 @@ def test_ranks_add_up_what_they_left_out(damaged):
             if budget == 2:
                 assert batches.share_skipped() == bad == batches.skipped
             else:
-                with pytest.raises(UserError, match="got 2 damaged tuples, expected at most 1: the processes together"):
+                with pytest.raises(
+                    UserError, match="got 2 damaged tuples, expected at most 1 .*: the processes together"
+                ):
                     batches.share_skipped()
 
 
@@ -299,7 +304,7 @@ def test_local_processes_share_the_cores(monkeypatch):
     assert automatic_workers(True) == 1
 
 
-def test_the_copy_of_the_next_batch_is_queued_before_the_current_one_is_given_out(small_dir, monkeypatch):
+def test_the_next_batch_is_asked_for_once_the_step_of_the_current_one_is_queued(small_dir, monkeypatch):
     """The CUDA path with recorded streams: the step waits for its own copy alone, and damage is told in its turn."""
     log: list[str] = []
     side = SimpleNamespace(record_event=lambda: log.count("copy"))
@@ -337,9 +342,10 @@ def test_the_copy_of_the_next_batch_is_queued_before_the_current_one_is_given_ou
         given = batches._overlapped()
         assert next(given).indices == 0
         step = ["on", "copy", "off"]
-        assert log == [*step, "wait 1", "held", "held", *step]
+        assert log == [*step, "wait 1", "held", "held"]
+        log.append("kernels")
         assert next(given).indices == 1
-        assert log[-6:] == ["wait 2", "held", "held", *step]
+        assert log[-7:] == ["kernels", *step, "wait 2", "held", "held"]
         with pytest.raises(UserError, match="bad"):
             next(given)
 
@@ -458,5 +464,8 @@ def test_landmarks_without_a_face_are_a_damaged_tuple(make_shards, tmp_path):
     folder = with_facts(
         make_shards(tmp_path / "set", {"train": 36}), landmarks_xy=line, affine=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
     )
-    with pytest.raises(UserError, match=r"train-000000.tar: ffpp/original/.* at byte \d+: landmarks: got .*verify`$"):
+    with pytest.raises(
+        UserError,
+        match=r"train-000000.tar: ffpp/original/.* at byte \d+: landmarks: got .*verify`, or leave .* --skip-bad N",
+    ):
         run(folder, "data.self_blended=true", "hsic.alpha=0")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,15 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
         tracker.event("skip", 0, 1)
         tracker.say("not said")
     assert list(tmp_path.iterdir()) == [] and QUIET.file.getvalue() == ""
+
+
+def test_a_full_disk_under_the_records_is_one_error_of_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"/dev/full: cannot be written \(No space left on device\).*--resume"):
+        with tracking.Tracker(tmp_path, QUIET) as tracker:
+            tracker._file.close()
+            tracker._file = Path("/dev/full").open("a", encoding="utf-8")
+            tracker.record("train", 0, 1, {"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
