@@ -37,6 +37,7 @@ from qadtrain.safe_files import explained, pending, remove, sha256_of, sync_fold
 
 __all__ = [
     "CONFIG_NAME",
+    "PUSHED_NAME",
     "RUN_NAME",
     "Pair",
     "checkpoint_path",
@@ -52,6 +53,7 @@ __all__ = [
 ]
 
 CONFIG_NAME, RUN_NAME = "config.toml", "run.json"
+PUSHED_NAME = "model.safetensors"  # the one weights file of a folder of `qadtrain push`
 STATE_VERSION = 2  # 1: one pair named `last`, without the hash of the weights
 _WEIGHTS, _STATE = ".safetensors", ".state.pt"
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype)
@@ -80,7 +82,13 @@ def pairs(run_dir: Path) -> list[Pair]:
 
 
 def checkpoint_path(run_dir: Path, which: str) -> Path:
-    """Weights file of ``best`` or ``last``. Without a checkpoint, a path at which there is no file."""
+    """Weights file of ``best`` or ``last``, or of a folder of `qadtrain push` as ``best``.
+
+    Without a checkpoint, a path at which there is no file.
+    """
+    pushed = Path(run_dir) / PUSHED_NAME
+    if which == "best" and pushed.is_file() and not _folder(run_dir).exists():
+        return pushed
     if which == "last":
         for pair in pairs(run_dir):
             if pair.weights.is_file():
@@ -102,7 +110,7 @@ def save_best(run_dir: Path, model: nn.Module | Mapping[str, Tensor], note: Mapp
     Raises:
         UserError: the disk is full; the best one before stands.
     """
-    path = checkpoint_path(run_dir, "best")
+    path = _folder(run_dir) / f"best{_WEIGHTS}"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, _weights_bytes(model, note))
 

@@ -14,6 +14,7 @@ from qadtrain.cli_common import (
     end_with,
     interruptible,
     print_json,
+    say,
     show,
     words,
     written,
@@ -68,6 +69,7 @@ def predict_command(
             top_k=top_k,
             annotated=annotated,
             batch=batch,
+            say=say,
         )
     console = console_beside(as_json)
     show(console, prediction_tables(summary.videos), summary.remarks)
@@ -120,6 +122,8 @@ def push_command(
 
     if upload and repo is None:
         raise UserError("--upload: got no repository, expected --repo OWNER/NAME")
+    if (repo or public) and not upload:
+        raise UserError(f"{'--repo' if repo else '--public'}: got it without --upload, expected both")
     with interruptible():
         folder = write_model_folder(
             run, out, checkpoint=checkpoint, name=name, datasets=words(dataset or ()), with_onnx=with_onnx

@@ -24,14 +24,24 @@ from qadtrain.checkpoint import read_run_json, write_atomically
 from qadtrain.config import Config
 from qadtrain.evaluate import CHECKPOINTS, load_run
 from qadtrain.export_check import reference_samples
-from qadtrain.export_facts import EXPORTERS, INPUT, OUTPUTS, crop_facts_of, network_facts, origin_facts
+from qadtrain.export_facts import (
+    EXAMPLE_NAME,
+    EXPORTERS,
+    FACTS_NAME,
+    INPUT,
+    ONNX_NAME,
+    OUTPUTS,
+    TORCH_NAME,
+    crop_facts_of,
+    network_facts,
+    origin_facts,
+)
 from qadtrain.export_files import BATCH_AXIS, Written, first_line, write_onnx, write_torch
 from qadtrain.safe_files import pending, remove, sha256_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-ONNX_NAME, TORCH_NAME, EXAMPLE_NAME, FACTS_NAME = "model.onnx", "model.pt2", "example.py", "export.json"
 FORMATS = {"onnx": ONNX_NAME, "torch": TORCH_NAME}
 OPSET, OPSETS = 18, (18, 23)
 _EXAMPLE_BATCH = 2  # 0 and 1 would be built into the graph
@@ -84,10 +94,12 @@ def export_run(
 
     Raises:
         UserError: a missing package of the extra ``export``, an unknown format, opset or checkpoint, not a run, or a
-            network of which no format could be made.
+            network of which no format could be made, or a file as ``out_dir``.
     """
     _check_request(formats, checkpoint, opset)
     run_dir, out_dir = Path(run_dir), Path(out_dir)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"--out {out_dir}: got a file, expected a folder")
     config, model, note = load_run(run_dir, checkpoint)
     facts = network_facts(config) | {
         "input": {"name": INPUT, "dtype": "uint8", "shape": [BATCH_AXIS, *[config.data.image_size_px] * 2, 3]},
@@ -113,8 +125,10 @@ def export_run(
             path = out_dir / FORMATS[name]
             try:
                 written = makers[name](program, pending(path))
-            except UserError as error:
+            except BaseException as error:
                 remove([pending(path)])
+                if not isinstance(error, UserError):
+                    raise
                 failed[name] = str(error)
                 continue
             files[path.name] = {"format": name} | written.facts | {"check": written.check.as_json()}
@@ -158,6 +172,8 @@ def _check_request(formats: Sequence[str], checkpoint: str, opset: int | None) -
         raise UserError(f"--checkpoint: got {checkpoint}, expected best or last")
     if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
         raise UserError(f"--opset: got {opset}, expected {OPSETS[0]} to {OPSETS[1]}")
+    if opset is not None and "onnx" not in formats:
+        raise UserError(f"--opset: got {opset} without the format onnx, expected both")
     if "onnx" in formats and (missing := [name for name in EXPORTERS if find_spec(name) is None]):
         raise UserError(f"export to ONNX needs {', '.join(missing)}: pip install 'qadprep[export]'")
 

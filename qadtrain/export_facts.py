@@ -13,8 +13,17 @@ from qadtrain.safe_files import sha256_of
 
 CLASSES = ("real", "fake")
 EXPORTERS = ("onnx", "onnxruntime", "onnxscript")  # the extra `export`
+ONNX_NAME, TORCH_NAME, EXAMPLE_NAME, FACTS_NAME = "model.onnx", "model.pt2", "example.py", "export.json"
+EXPORTED = (ONNX_NAME, TORCH_NAME, EXAMPLE_NAME, FACTS_NAME)
 INPUT, OUTPUTS = "images", ("logits", "fake_probability")
-_NOTES = ("epoch", "global_step", "by", "score", "best_score")  # of a checkpoint's header, as far as they are there
+_NOTES = (
+    "epoch",
+    "step",
+    "global_step",
+    "by",
+    "score",
+    "best_score",
+)  # of a checkpoint's header, as far as they are there
 
 
 def network_facts(config: Config) -> dict[str, Any]:

@@ -161,8 +161,8 @@ def _figures(reports: Sequence[Evaluation]) -> list[str]:
         lines += [*_table(heads, rows), ""]
     if shown:
         lines += [
-            "Fractions from 0 to 1; a dash where a figure is not defined; in brackets the 95 % interval over drawn "
-            "videos. Accuracy is at probability 0.5 and depends on the share of fakes. Each method is scored against "
+            "Fractions from 0 to 1; a dash where a figure is not defined; in brackets the bootstrap's 95 % interval. "
+            "Accuracy is at probability 0.5 and depends on the share of fakes. Each method is scored against "
             "the originals of its dataset.",
         ]
     else:

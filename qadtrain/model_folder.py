@@ -9,18 +9,19 @@ timm loads the folder too.
 from pathlib import Path
 
 from qadprep.errors import UserError
-from qadtrain.checkpoint import CONFIG_NAME, RUN_NAME, load_weights
+from qadtrain.checkpoint import CONFIG_NAME, PUSHED_NAME, RUN_NAME, checkpoint_path, load_weights
 from qadtrain.config import Config
 from qadtrain.config_io import load_config, read_toml
 from qadtrain.models import TappedModel, build_model
 
-WEIGHTS_NAME, HUB_CONFIG_NAME, CARD_NAME, ONNX_FOLDER = "model.safetensors", "config.json", "README.md", "onnx"
+WEIGHTS_NAME, HUB_CONFIG_NAME, CARD_NAME, ONNX_FOLDER = PUSHED_NAME, "config.json", "README.md", "onnx"
 FILES = (WEIGHTS_NAME, HUB_CONFIG_NAME, CONFIG_NAME, RUN_NAME, CARD_NAME)
 
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds such a detector; run folders of `qadtrain fit` do not."""
-    return all((Path(folder) / name).is_file() for name in (WEIGHTS_NAME, CONFIG_NAME))
+    has_parts = all((Path(folder) / name).is_file() for name in (WEIGHTS_NAME, CONFIG_NAME))
+    return has_parts and checkpoint_path(folder, "best") == Path(folder) / WEIGHTS_NAME
 
 
 def load_model_folder(folder: Path) -> tuple[Config, TappedModel, dict[str, str]]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from qadprep.errors import RunEnded
 from qadprep.video.decoded import Decoded
 from qadprep.video.source import Source
 from qadtrain.predict_files import Still
-from qadtrain.predict_scores import VideoPrediction
+from qadtrain.predict_scores import VideoPrediction, persons_to_show
 from qadtrain.predict_video import Looked, ahead, batch_size
 
 # Persons with a row in the bar.
@@ -23,6 +24,7 @@ _BACKGROUND = (24, 24, 24)
 # RGB, from real over undecided to fake; told apart by the colour-blind too.
 _COLOURS = np.array([(49, 120, 190), (235, 220, 130), (215, 60, 40)], np.float64)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_LEAST_SCALE = 0.25  # smaller letters cannot be read
 
 
 class AnnotateError(Exception):
@@ -63,8 +65,11 @@ def annotate(
             temporary.write_bytes(data.tobytes())
             written, error = 1, None
         else:
-            with source.reader(range(source.info.frames), threads=threads) as reader:
-                frames = _painted(iter(reader), painter, batch_size(source.info, 4))
+            # Closed before the reader: the thread that paints ahead must have let go of it.
+            with (
+                source.reader(range(source.info.frames), threads=threads) as reader,
+                contextlib.closing(_painted(iter(reader), painter, batch_size(source.info, 4))) as frames,
+            ):
                 written = _encode(frames, temporary, source, threads)
             error = reader.error if reader.missing else None
         if not written:
@@ -92,7 +97,7 @@ class Painter:
         self.paths = [_Path(looked, track) for track in range(len(looked.tracks))]
         self.scale = max(0.35, info.height / 900)
         self.thick = max(1, round(info.height / 360))
-        rows = [score.track for score in prediction.tracks if score.counts][:_MOST_ROWS]
+        rows = persons_to_show([score for score in prediction.tracks if score.counts], _MOST_ROWS)
         self.bar = self._bar(rows, bar_height(info.height))
         score = prediction.prob_fake
         self.title = "no face" if score is None else f"{prediction.verdict}: {score:.2f}"
@@ -114,17 +119,28 @@ class Painter:
     def _box(self, picture: np.ndarray, box: np.ndarray, probability: float, label: str) -> None:
         left, top, right, bottom = (round(float(value)) for value in box)
         cv2.rectangle(picture, (left, top), (right, bottom), colour_of(probability), self.thick)
-        text_height = cv2.getTextSize(label, _FONT, self.scale, self.thick)[0][1] + 3 * self.thick
-        self._words(picture, label, (left, top - text_height if top >= text_height else bottom), colour_of(probability))
+        # The ground of the words reaches over its last row, and a thick line half of its width over the box.
+        gap = 1 + self.thick // 2
+        text_height = cv2.getTextSize(label, _FONT, self.scale, max(1, self.thick // 2))[0][1] + 3 * self.thick + gap
+        place = top - text_height if top >= text_height else bottom + gap
+        self._words(picture, label, (left, place), colour_of(probability))
 
-    def _words(self, picture: np.ndarray, text: str, at: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    def _words(
+        self,
+        picture: np.ndarray,
+        text: str,
+        at: tuple[int, int],
+        colour: tuple[int, int, int],
+        scale: float | None = None,
+    ) -> None:
         """Text on a dark ground, its upper left corner at a place."""
-        (width, height), _ = cv2.getTextSize(text, _FONT, self.scale, max(1, self.thick // 2))
+        scale = scale or self.scale
+        (width, height), _ = cv2.getTextSize(text, _FONT, scale, max(1, self.thick // 2))
         x, y = at
         pad = self.thick
         cv2.rectangle(picture, (x, y), (x + width + 2 * pad, y + height + 3 * pad), _BACKGROUND, -1)
         place = (x + pad, y + height + pad)
-        cv2.putText(picture, text, place, _FONT, self.scale, colour, max(1, self.thick // 2), cv2.LINE_AA)
+        cv2.putText(picture, text, place, _FONT, scale, colour, max(1, self.thick // 2), cv2.LINE_AA)
 
     def _x(self, index: int, width: int) -> float:
         return (index + 0.5) * width / self.info.frames
@@ -143,8 +159,10 @@ class Painter:
                     continue
                 left, right = (round(edges[n] * width / self.info.frames) for n in (number, number + 1))
                 bar[top + 1 : bottom, left : max(right, left + 1)] = colour_of(sighting.prob_fake)
-            if bottom - top > 20 * self.scale:
-                self._words(bar, f"#{track}", (0, top + 1), (255, 255, 255))
+            # A letter of this font is 22 px high at scale 1; the ground of the words takes three more lines.
+            scale = min(self.scale, (bottom - top - 3 * self.thick - 2) / 22)
+            if scale >= _LEAST_SCALE:
+                self._words(bar, f"#{track}", (0, top + 1), (255, 255, 255), scale)
         return bar
 
 
@@ -184,6 +202,11 @@ def colour_of(probability: float) -> tuple[int, int, int]:
     return tuple(round(float(value)) for value in _COLOURS[low] + (at - low) * (_COLOURS[low + 1] - _COLOURS[low]))
 
 
+def _rate(fps: Fraction) -> Fraction:
+    """A rate of small numbers, as encoders want it; below one frame a second too, where it must not become 0."""
+    return fps.limit_denominator(1001) if fps >= 1 else 1 / (1 / fps).limit_denominator(1001)
+
+
 def _painted(frames: Iterator[Decoded], painter: Painter, size: int) -> Iterator[np.ndarray]:
     def make(upcoming: Iterator[Decoded]) -> list[np.ndarray]:
         batch = []
@@ -193,8 +216,9 @@ def _painted(frames: Iterator[Decoded], painter: Painter, size: int) -> Iterator
                 break
         return batch
 
-    for batch in ahead(frames, make):
-        yield from batch
+    with contextlib.closing(ahead(frames, make)) as batches:
+        for batch in batches:
+            yield from batch
 
 
 def _encode(frames: Iterator[np.ndarray], path: Path, source: Source, threads: int) -> int:
@@ -210,7 +234,7 @@ def _encode(frames: Iterator[np.ndarray], path: Path, source: Source, threads: i
             for rgb in frames:
                 if stream is None:
                     height, width = rgb.shape[:2]
-                    stream = container.add_stream("libx264", rate=source.info.fps.limit_denominator(1001))
+                    stream = container.add_stream("libx264", rate=_rate(source.info.fps))
                     stream.width, stream.height = width, height
                     stream.pix_fmt = "yuv444p" if (width | height) % 2 else "yuv420p"
                     stream.options = {"crf": "20", "preset": "veryfast"}

@@ -1,5 +1,6 @@
 """What a prediction is asked to look at: files and folders, each file under a name of its own; videos or pictures."""
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -87,7 +88,9 @@ def _inside(folder: Path, skip: Path | None) -> tuple[list[Path], int]:
     found, rest = [], 0
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or not path.is_file() or (avoided and path.resolve().is_relative_to(avoided)):
+        # A link to a file that is not there is a video that cannot be read: it is listed, and reported.
+        there = path.is_file() or (path.is_symlink() and not path.exists())
+        if hidden or not there or (avoided and Path(os.path.realpath(path)).is_relative_to(avoided)):
             continue
         if path.suffix.lower() in VIDEO_ENDINGS + IMAGE_ENDINGS:
             found.append(path)
@@ -98,7 +101,7 @@ def _inside(folder: Path, skip: Path | None) -> tuple[list[Path], int]:
 
 def _add(items: dict[Path, Item], taken: set[str], path: Path, name: str) -> None:
     """A file that is named twice is looked at once."""
-    key = path.resolve()
+    key = Path(os.path.realpath(path))  # as resolve(), which stops at links that lead in a circle
     if key in items:
         return
     unique, number = name, 1
@@ -186,7 +189,11 @@ def _picture(path: Path) -> tuple[np.ndarray, str]:
             if image.width * image.height > MAX_PICTURE_PX:
                 size = f"{image.width}x{image.height}"
                 raise ProbeError("too_large", f"{path}: picture is {size}, more than {MAX_PICTURE_PX} pixels")
-            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I"):
+                # 16 bits of grey: Pillow would cut off what is above 255. The high byte, as extraction takes it.
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            rgb = np.asarray(turned.convert("RGB"))
     except Image.DecompressionBombError as error:
         raise ProbeError("too_large", f"{path}: {error}") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:

@@ -1,11 +1,14 @@
 """Predict one file: open it, score its faces, draw what the page shows, write the annotated copy."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from qadprep.faces.base import Detector
 from qadprep.progress import progress_bar
@@ -16,10 +19,13 @@ from qadprep.video.probe import ProbeError, VideoInfo
 from qadprep.video.source import Source
 from qadtrain.predict_annotate import AnnotateError, annotate
 from qadtrain.predict_files import Item, Still, open_item
-from qadtrain.predict_page import MOST_FILES, Shown, shown, spots_to_show
+from qadtrain.predict_page import spots_to_show
 from qadtrain.predict_scores import FaceScore, VideoPrediction, track_scores, video_scores
 from qadtrain.predict_setup import CropSettings
-from qadtrain.predict_video import Looked, Scorer, crops_at, frames_to_score, look_at
+from qadtrain.predict_video import Looked, Scorer, Spot, crops_at, frames_to_score, look_at
+from qadtrain.safe_files import remove
+
+ANNOTATED_FOLDER = "annotated"
 
 
 @dataclass(frozen=True)
@@ -43,21 +49,40 @@ class Tools:
     timer: StageTimer
 
 
-def predict_item(
-    item: Item, tools: Tools, options: Options, number: int, *, several: bool
-) -> tuple[VideoPrediction, list[FaceScore], Shown | None]:
-    """All about one file; never raises for what is wrong with it."""
+@dataclass(frozen=True)
+class Result:
+    """What was found in one file.
+
+    Attributes:
+        faces: every scored one, rising by frame.
+        crops: what the page shows: (frame, track) -> uint8 (size_px, size_px, 3) RGB; None where it shows nothing.
+    """
+
+    prediction: VideoPrediction
+    faces: list[FaceScore]
+    crops: dict[Spot, np.ndarray] | None
+
+
+def predict_item(item: Item, tools: Tools, options: Options, *, with_crops: bool, several: bool) -> Result:
+    """All about one file; never raises for what is wrong with it.
+
+    Args:
+        with_crops: whether the page shows the file.
+        several: whether it is one of several, so that the progress is that of the files.
+    """
     start = time.perf_counter()
     prediction = VideoPrediction(item.name, str(item.path), "image" if item.is_image else "video", "ok")
+    with contextlib.suppress(OSError):
+        remove([_annotated_path(item, options)])  # of an earlier call: its scores may be others
     try:
         with tools.timer.stage("probe"):
             source = open_item(item)
     except ProbeError as error:
         message = str(error).removeprefix(f"{item.path}: ")
-        return replace(prediction, status=error.reason, message=message), [], None
+        return Result(replace(prediction, status=error.reason, message=message), [], None)
     prediction = replace(prediction, **_facts(source.info, item.is_image, tools.qualities))
     faces: list[FaceScore] = []
-    detail = None
+    crops = None
     try:
         indices = frames_to_score(
             source.info, fps=options.fps, every_frame=options.every_frame, max_frames=options.max_frames
@@ -76,18 +101,15 @@ def predict_item(
             )
         faces = _faces(looked)
         prediction = _scored(prediction, looked, faces, options)
-        if number < MOST_FILES:
+        if with_crops:
             with tools.timer.stage("page"):
-                crops = crops_at(source, looked, spots_to_show(faces), tools.crop.size_px, options.threads)
-                detail = shown(number, prediction, faces, crops, options.threshold)
+                spots = spots_to_show(faces, prediction.tracks)
+                crops = crops_at(source, looked, spots, tools.crop.size_px, options.threads)
         if options.annotate and looked.frames:
             prediction = _annotated(item, source, looked, prediction, tools, options)
     except FfmpegError as error:
         prediction = replace(prediction, status="decode_error", message=str(error).removeprefix(f"{item.path}: "))
-    prediction = replace(prediction, seconds=time.perf_counter() - start)
-    if detail is not None:
-        detail.prediction = prediction
-    return prediction, faces, detail
+    return Result(replace(prediction, seconds=time.perf_counter() - start), faces, crops)
 
 
 def _scored(prediction: VideoPrediction, looked: Looked, faces: list[FaceScore], options: Options) -> VideoPrediction:
@@ -95,6 +117,11 @@ def _scored(prediction: VideoPrediction, looked: Looked, faces: list[FaceScore],
     status, message = "ok", ""
     if not looked.frames:
         status, message = "decode_error", looked.error or "no frame could be decoded"
+    elif looked.unscored:
+        status = "not_finite"
+        message = (
+            f"{looked.unscored} of {looked.unscored + len(faces)} faces have no score: the network gives inf or NaN"
+        )
     elif not faces:
         status, message = "no_face", f"no face in {len(looked.frames)} frames"
     elif looked.missing:
@@ -128,19 +155,21 @@ def _annotated(
     tools: Tools,
     options: Options,
 ) -> VideoPrediction:
-    ending = ".png" if isinstance(source, Still) else ".mp4"
-    relative = Path("annotated") / f"{item.flat_name}{ending}"
+    path = _annotated_path(item, options)
     try:
         with tools.timer.stage("annotate"):
-            written, error = annotate(
-                source, looked, prediction, options.out_dir / relative, options.threshold, options.threads
-            )
+            written, error = annotate(source, looked, prediction, path, options.threshold, options.threads)
     except AnnotateError as failure:
         if prediction.status != "ok":
             return replace(prediction, remarks=(*prediction.remarks, f"no annotated copy: {failure}"))
         return replace(prediction, status="annotate_failed", message=f"scored, but no annotated copy: {failure}")
     remarks = (f"the annotated copy ends after {written} frames: {error}",) if error else ()
-    return replace(prediction, annotated=relative.as_posix(), remarks=(*prediction.remarks, *remarks))
+    relative = path.relative_to(options.out_dir).as_posix()
+    return replace(prediction, annotated=relative, remarks=(*prediction.remarks, *remarks))
+
+
+def _annotated_path(item: Item, options: Options) -> Path:
+    return options.out_dir / ANNOTATED_FOLDER / f"{item.flat_name}{'.png' if item.is_image else '.mp4'}"
 
 
 def _faces(looked: Looked) -> list[FaceScore]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 JSON_NAME, VIDEOS_NAME, TRACKS_NAME, FACES_NAME = "predictions.json", "videos.csv", "tracks.csv", "faces.csv"
+TABLES = (JSON_NAME, VIDEOS_NAME, TRACKS_NAME, FACES_NAME)
 VIDEO_COLUMNS = (
     "name", "kind", "status", "verdict", "prob_fake", "prob_fake_mean", "prob_fake_top_k", "quality", "quality_trained",
     "crf", "codec", "pix_fmt", "width", "height", "fps", "frames", "duration_s", "frames_scored", "frames_with_face",
@@ -49,10 +50,11 @@ class FaceTable:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if kind is None:
-            self._temporary.replace(self._path)
-        else:
+        try:
+            self._file.close()  # writes what is left, and the disk may be full
+            if kind is None:
+                self._temporary.replace(self._path)
+        finally:
             self._temporary.unlink(missing_ok=True)
 
 
@@ -90,7 +92,9 @@ def prediction_tables(videos: Sequence[VideoPrediction], most: int = 40) -> Iter
     def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
         made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for name in columns:
-            made.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
+            # Names and messages are folded where the terminal is narrow; a number in two lines would be misread.
+            folded = name in ("file", "what happened")
+            made.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold", no_wrap=not folded)
         for row in rows[:most]:
             made.add_row(*(Text(cell.encode("utf-8", "backslashreplace").decode()) for cell in row))
         if len(rows) > most:
@@ -99,12 +103,12 @@ def prediction_tables(videos: Sequence[VideoPrediction], most: int = 40) -> Iter
 
     scored = sorted((video for video in videos if video.prob_fake is not None), key=lambda video: -video.prob_fake)
     if scored:
-        columns = ("file", "verdict", "fake", "mean of all", "top k", "persons", "frames", "quality", "seconds")
+        columns = ("file", "verdict", "fake", "mean", "top k", "persons", "frames", "quality")
         rows = [
             (
                 *(video.name, str(video.verdict), f"{video.prob_fake:.3f}", f"{video.prob_fake_mean:.3f}"),
                 *(f"{video.prob_fake_top_k:.3f}", str(sum(track.counts for track in video.tracks))),
-                *(f"{video.frames_with_face}/{video.frames_scored}", video.quality, f"{video.seconds:.1f}"),
+                *(f"{video.frames_with_face}/{video.frames_scored}", video.quality),
             )
             for video in scored
         ]

@@ -14,7 +14,7 @@ from qadprep.plot_style import COLOURS
 from qadprep.report_page import page
 from qadprep.report_plots import figure_element, new_axes
 from qadprep.report_section import Number, Section
-from qadtrain.predict_scores import FaceScore, VideoPrediction
+from qadtrain.predict_scores import FaceScore, TrackScore, VideoPrediction, persons_to_show
 from qadtrain.predict_video import Spot
 from qadtrain.safe_files import write_atomically
 
@@ -49,10 +49,10 @@ class Shown:
     crops: str = field(default="", repr=False)
 
 
-def spots_to_show(faces: Sequence[FaceScore]) -> list[Spot]:
+def spots_to_show(faces: Sequence[FaceScore], tracks: Sequence[TrackScore]) -> list[Spot]:
     """(frame, track) of the highest and lowest scores of each person, highest first; nothing twice."""
     found: list[Spot] = []
-    for track in sorted({face.track for face in faces})[:MOST_PERSONS]:
+    for track in persons_to_show(tracks, MOST_PERSONS):
         ranked = sorted((face for face in faces if face.track == track), key=lambda face: (-face.prob_fake, face.frame))
         chosen = dict.fromkeys(face.frame for face in (*ranked[:_CROPS_EACH], *ranked[-_CROPS_EACH:]))
         found += [(frame, track) for frame in chosen]
@@ -81,7 +81,7 @@ def timeline(name: str, prediction: VideoPrediction, faces: Sequence[FaceScore],
     fps = prediction.fps or 1.0
     step = max(1.0, (prediction.frames or 1) / max(1, prediction.frames_scored))
     with new_axes(2.3) as axes:
-        for track in sorted({face.track for face in faces})[:MOST_PERSONS]:
+        for track in persons_to_show(prediction.tracks, MOST_PERSONS):
             seen = sorted((face for face in faces if face.track == track), key=lambda face: face.frame)
             seen = seen[:: -(-len(seen) // _MOST_POINTS)]
             gap = _GAP_STEPS * max(step, np.median([b.frame - a.frame for a, b in pairwise(seen)] or [0.0]))

@@ -170,6 +170,15 @@ def video_scores(
     }
 
 
+def persons_to_show(tracks: Sequence[TrackScore], most: int) -> list[int]:
+    """Track numbers, rising: the best-ranked, at most ``most``, and always the one whose score is the file's."""
+    chosen = [track.track for track in tracks[:most]]
+    deciding = max((track for track in tracks if track.counts), key=lambda track: track.prob_fake, default=None)
+    if deciding is not None and deciding.track not in chosen:
+        chosen[-1] = deciding.track
+    return chosen
+
+
 def top_mean(probabilities: np.ndarray, k: int) -> float:
     """Mean of the k highest, of all where there are fewer. float (n,), n >= 1."""
     return float(np.sort(probabilities)[-k:].mean())

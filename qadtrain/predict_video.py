@@ -7,6 +7,7 @@ those before. Frames are never kept: what remains of a face is its place, its lo
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -66,15 +67,20 @@ class Scorer:
         self.config, self.device, self.batch, self.timer = config, device, batch, timer
         self.size_px = config.data.image_size_px or size_px
         self._pool = ThreadPoolExecutor(1, "score")
+        self._flags = ExitStack()
         self._next: list[np.ndarray] = []
         self._waiting: deque[Future[np.ndarray]] = deque()
         self._done: list[np.ndarray] = []
 
     def __enter__(self) -> "Scorer":
+        if self.device.type == "cuda":
+            # One set for all threads, and the detector sets them for its passes: scores would depend on who is first.
+            self._flags.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._flags.close()
 
     def add(self, crop: np.ndarray) -> None:
         """Take a crop, uint8 (size_px, size_px, 3) RGB; waits while too many are before it."""
@@ -148,6 +154,7 @@ class Looked:
         crops: (frame, track) -> uint8 (size_px, size_px, 3) RGB, of the first faces only: memory is bounded.
         missing: wanted frames that could not be decoded; error: why.
         crowded: frames with more than 32 faces, of which the smallest were left out.
+        unscored: faces for which the network gives inf or NaN; they are in no track.
     """
 
     info: VideoInfo
@@ -158,6 +165,7 @@ class Looked:
     missing: list[int] = field(default_factory=list)
     error: str | None = None
     crowded: int = 0
+    unscored: int = 0
 
 
 def look_at(
@@ -222,6 +230,7 @@ def look_at(
         tracks = find_tracks(faces, scenes=scenes.numbers, looks=looks)
     looked.frames, looked.scenes = sorted(faces), scenes.numbers
     looked.missing, looked.error = list(reader.missing), reader.error
+    looked.unscored = int((~np.isfinite(probabilities)).sum())
     _fill(looked, tracks, sightings, crops)
     return looked
 
@@ -283,8 +292,10 @@ def _batches(reader: object, info: VideoInfo, timer: StageTimer) -> Iterator[lis
 
 
 def _fill(looked: Looked, tracks: list[Track], sightings: dict[int, Sighting], crops: dict[int, np.ndarray]) -> None:
-    for number, track in enumerate(tracks):
-        looked.tracks.append({frame: sightings[id(face)] for frame, face in track.faces.items()})
-        for frame, face in track.faces.items():
+    for track in tracks:
+        scored = {f: face for f, face in track.faces.items() if np.isfinite(sightings[id(face)].prob_fake)}
+        number = len(looked.tracks)
+        looked.tracks += [{frame: sightings[id(face)] for frame, face in scored.items()}] if scored else []
+        for frame, face in scored.items():
             if id(face) in crops:
                 looked.crops[frame, number] = crops[id(face)]

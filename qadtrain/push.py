@@ -14,7 +14,7 @@ from qadtrain.checkpoint import CONFIG_NAME, RUN_NAME, read_run_json, write_atom
 from qadtrain.config import Config
 from qadtrain.config_io import to_toml
 from qadtrain.evaluate import CHECKPOINTS, load_run
-from qadtrain.export_facts import CLASSES, crop_facts_of, network_facts, origin_facts
+from qadtrain.export_facts import CLASSES, EXPORTED, crop_facts_of, network_facts, origin_facts
 from qadtrain.model_card import card_text, evaluations
 from qadtrain.model_folder import CARD_NAME, FILES, HUB_CONFIG_NAME, ONNX_FOLDER, WEIGHTS_NAME
 from qadtrain.models import TappedModel
@@ -52,13 +52,16 @@ def write_model_folder(
         ``out_dir``.
 
     Raises:
-        UserError: not a run, no such checkpoint, the run folder itself as ``out_dir``, or a failed export.
+        UserError: not a run, no such checkpoint, the run folder itself or a file as ``out_dir``, or a failed
+            export.
     """
     if checkpoint not in CHECKPOINTS:
         raise UserError(f"--checkpoint: got {checkpoint}, expected best or last")
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     if out_dir.resolve() == run_dir.resolve():
         raise UserError(f"--out {out_dir}: got the run folder itself, expected another one: its files would be lost")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"--out {out_dir}: got a file, expected a folder")
     config, model, note = load_run(run_dir, checkpoint)
     config = _without_weights_path(config)
     facts = {key: without_folders(value) for key, value in read_run_json(run_dir).items() if key in _RUN_FACTS}
@@ -75,11 +78,9 @@ def write_model_folder(
 
         export_run(run_dir, onnx_dir, checkpoint=checkpoint)
     else:
-        from qadtrain.export import EXAMPLE_NAME, FACTS_NAME, FORMATS
-
-        remove(onnx_dir / old for old in (*FORMATS.values(), EXAMPLE_NAME, FACTS_NAME))  # of other weights
-    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in model.backbone.state_dict().items()}
-    write_atomically(out_dir / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"} | note))
+        remove(onnx_dir / old for old in EXPORTED)  # of other weights
+    # Without its weights it is no model folder: those of before go first, the new ones come last.
+    remove([out_dir / WEIGHTS_NAME])
     write_atomically(out_dir / HUB_CONFIG_NAME, _json(hub_config(config, model, facts, origin)))
     write_atomically(out_dir / CONFIG_NAME, to_toml(config).encode())
     write_atomically(out_dir / RUN_NAME, _json(facts))
@@ -93,6 +94,8 @@ def write_model_folder(
         with_onnx=with_onnx,
     )
     write_atomically(out_dir / CARD_NAME, card.encode())
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in model.backbone.state_dict().items()}
+    write_atomically(out_dir / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"} | note))
     return out_dir
 
 
@@ -126,17 +129,18 @@ def upload(folder: Path, repo: str, *, private: bool = True) -> str:
             repo_id=repo,
             folder_path=folder,
             commit_message="Detector written by qadtrain push",
-            allow_patterns=[*FILES, f"{ONNX_FOLDER}/*"],
+            allow_patterns=[*FILES, *(f"{ONNX_FOLDER}/{name}" for name in EXPORTED)],
         )
     except UserError:
         raise
     except Exception as error:
-        # No login, no network, no right, no room: the hub's own words, on one line.
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        # No login, no network, no right, no room: the hub's own words, on one line. Without the token, which an HTTP
+        # client prints with a header that it refuses; and without the error itself, of which a traceback would tell.
+        reason = next((line.strip() for line in _without_token(str(error)).splitlines() if line.strip()), "")
         raise UserError(
             f"--upload: the hub did not take {repo} ({type(error).__name__}: {reason[:200]}); log in with "
             "`hf auth login`; the folder stands"
-        ) from error
+        ) from None
     return str(commit.commit_url)
 
 
@@ -193,6 +197,14 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, str) and re.match(r"(~|\.{0,2}/|[A-Za-z]:\\|\w+://)", value):
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
+
+
+def _without_token(text: str) -> str:
+    import huggingface_hub
+
+    if token := huggingface_hub.get_token():
+        text = text.replace(token, "***")
+    return re.sub(r"(Bearer )[^\s'\"]+|hf_\w+", r"\1***", text)
 
 
 def _without_weights_path(config: Config) -> Config:

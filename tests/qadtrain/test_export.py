@@ -26,6 +26,7 @@ from qadtrain.config_io import load_config, to_toml
 from qadtrain.evaluate import load_run
 from qadtrain.export import export_lines, export_run
 from qadtrain.export_check import check_runner, made_batches, reference_logits, reference_samples
+from qadtrain.export_facts import origin_facts
 from qadtrain.export_files import Written, onnx_runner, torch_runner
 from qadtrain.models import TappedModel, build_model
 
@@ -63,7 +64,7 @@ def float64_scores(run: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return logits, 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 3, 7])
 @pytest.mark.parametrize(("name", "runner"), [("model.onnx", onnx_runner), ("model.pt2", torch_runner)])
 def test_scores_are_those_of_the_network(run, exported, name, runner, count):
     images = pictures(count)
@@ -125,11 +126,36 @@ def test_the_facts_beside_it(run, exported):
     assert lines[0].endswith("on 16 made pictures, allowed 1e-04")
 
 
+def test_the_note_of_a_trained_checkpoint_is_passed_on(run):
+    config, _, _ = load_run(run, "best")
+    note = {"epoch": "3", "step": "432", "by": "auc/average", "score": "0.9", "average": "False"}
+    told = origin_facts(run, config, "best", note)["checkpoint"]
+    assert told == {"name": "best", "epoch": "3", "step": "432", "by": "auc/average", "score": "0.9"}
+
+
 def test_no_path_of_this_machine_is_in_it(exported):
     here = [str(Path(export.__file__).parent.parent), str(exported[0].parent), sys.prefix, "/home/alice", "stack_trace"]
     for path in exported[0].iterdir():
         data = path.read_bytes()
         assert [text for text in here if text.encode() in data] == []
+
+
+def test_the_example_stands_in_the_docs(exported):
+    docs = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", docs, flags=re.DOTALL)
+    assert example == (exported[0] / "example.py").read_text("utf-8")
+
+
+def test_an_ended_export_leaves_nothing_half(run, tmp_path, monkeypatch):
+    def ends(_program, path, *_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "_trace", lambda *_: None)
+    monkeypatch.setattr(export, "write_onnx", ends)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(run, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_example_runs_without_torch(run, exported, tmp_path):
@@ -207,11 +233,14 @@ def test_wrong_requests(run, tmp_path, monkeypatch):
         ({"formats": ()}, "--format: got none, expected onnx or torch"),
         ({"checkpoint": "first"}, "--checkpoint: got first, expected best or last"),
         ({"opset": 9}, "--opset: got 9, expected 18 to 23"),
+        ({"opset": 20, "formats": ("torch",)}, "--opset: got 20 without the format onnx, expected both"),
     ):
         with pytest.raises(UserError, match=message):
             export_run(run, tmp_path / "out", **options)
     with pytest.raises(UserError, match="not a run folder"):
         export_run(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"config\.toml: got a file, expected a folder"):
+        export_run(run, run / "config.toml")
     monkeypatch.setattr(export, "find_spec", lambda name: None if name.startswith("onnx") else object())
     with pytest.raises(UserError, match=r"needs onnx, onnxruntime, onnxscript: pip install 'qadprep\[export\]'"):
         export_run(run, tmp_path / "out")

@@ -1,8 +1,11 @@
 """Prediction from end to end: the crops, the scores, the files of the result, and what goes wrong."""
 
 import csv
+import errno
 import io
 import json
+import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,27 +18,31 @@ from helpers.pages import embedded
 from PIL import Image
 
 from qadprep.config import ExtractConfig
-from qadprep.errors import UserError
+from qadprep.errors import RunEnded, UserError
 from qadprep.faces import make_detector
 from qadprep.faces.base import Face
 from qadprep.geometry import find_geometry
 from qadprep.timing import StageTimer
-from qadprep.video.decode import decode_at
+from qadprep.video.decode import FrameReader, decode_at
 from qadprep.video.encode import write_compressed
 from qadprep.video.probe import probe
 from qadprep.video.source import Source
+from qadtrain import predict as predict_module
+from qadtrain import safe_files
 from qadtrain.checkpoint import checkpoint_path, load_weights, save_best, write_run_json
 from qadtrain.config_io import load_config, read_toml, to_toml
-from qadtrain.data import to_network_input
+from qadtrain.data import open_split, to_network_input
+from qadtrain.evaluate import score_split
 from qadtrain.models import build_model
 from qadtrain.predict import PredictSummary, predict
-from qadtrain.predict_annotate import Painter, bar_height, colour_of
-from qadtrain.predict_item import _faces
+from qadtrain.predict_annotate import AnnotateError, Painter, bar_height, colour_of
+from qadtrain.predict_item import _faces, predict_item
 from qadtrain.predict_output import FACE_COLUMNS, TRACK_COLUMNS, VIDEO_COLUMNS, prediction_tables
 from qadtrain.predict_page import spots_to_show
-from qadtrain.predict_scores import FaceScore, VideoPrediction
+from qadtrain.predict_scores import FaceScore, VideoPrediction, track_scores
 from qadtrain.predict_setup import CropSettings
 from qadtrain.predict_video import Looked, Scorer, Sighting, crops_at, look_at
+from qadtrain.score_files import fake_probability
 
 SIZE = 64
 CPU = torch.device("cpu")
@@ -369,7 +376,7 @@ def test_a_copy_that_cannot_be_written_is_reported(run, portrait, tmp_path):
     ("options", "message"),
     [
         ({"checkpoint": "newest"}, "--checkpoint: got newest, expected best or last"),
-        ({"fps": 0.0}, "--fps: got 0, expected more than 0"),
+        ({"fps": 0.0}, "--fps: got 0, expected 0.01 to 1000"),
         ({"threshold": 1.5}, "--threshold: got 1.5, expected 0 to 1"),
         ({"max_frames": 0}, "--max-frames: got 0, expected 1 or more"),
         ({"top_k": 0}, "--top-k: got 0"),
@@ -382,7 +389,9 @@ def test_wrong_use(run, clips, tmp_path, options, message):
         predict(run, [clips / "one.mp4"], out_dir=tmp_path, device="cpu", **options)
 
 
-def test_nothing_to_look_at(run, tmp_path):
+def test_nothing_to_look_at(run, clips, tmp_path):
+    with pytest.raises(UserError, match=r"notes\.txt: got a file, expected a folder"):
+        predict(run, [clips / "one.mp4"], out_dir=clips / "notes.txt", device="cpu")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no video or picture; looked for"):
         predict(run, [tmp_path / "empty"], out_dir=tmp_path / "out", device="cpu")
@@ -394,4 +403,176 @@ def test_nothing_to_look_at(run, tmp_path):
 
 def test_spots_and_score_order():
     faces = [FaceScore(n, n / 25, 0, (0.0, 0.0, 1.0, 1.0), 0.9, prob) for n, prob in enumerate((0.4, 0.9, 0.1, 0.5))]
-    assert spots_to_show(faces) == [(1, 0), (3, 0), (0, 0), (2, 0)]
+    tracks = track_scores(faces, 4, top_k=5, threshold=0.5)
+    assert spots_to_show(faces, tracks) == [(1, 0), (3, 0), (0, 0), (2, 0)]
+
+
+def test_boxes_are_drawn_where_the_face_is(clips):
+    info = probe(clips / "one.mp4")
+    points = np.array([[60, 50], [61, 50], [60, 51], [60, 52], [61, 52]])
+    seen = Sighting(Face(np.array([50, 40, 90, 100]), points, 0.9), np.eye(2, 3), 1.0)
+    looked = Looked(info, [0], [{0: seen}], scenes={0: 0})
+    score = track_scores([FaceScore(0, 0.0, 0, (50.0, 40.0, 90.0, 100.0), 0.9, 1.0)], 1, top_k=1, threshold=0.5)
+    painter = Painter(looked, VideoPrediction("a", "a", "video", "ok", tracks=tuple(score)), 0.5)
+    painted = painter(0, np.zeros((info.height, info.width, 3), np.uint8))
+    red = (painted[: info.height] == colour_of(1.0)).all(axis=2)
+    rows, columns = np.nonzero(red[36:])[0] + 36, np.nonzero(red[36:])[1]  # below the words of the label
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (40, 100, 50, 90)
+    assert red[40, 50:91].all() and red[100, 50:91].all() and red[40:101, 50].all() and red[40:101, 90].all()
+    assert not red[42:99, 52:89].any()
+    assert (painted[info.height + 2 : -1, 30:] == colour_of(1.0)).all()  # the bar, of the one frame
+    label = (painter.bar[:, :30] > 200).all(axis=2)
+    assert label.any() and not label[-2:].any()  # it is whole
+
+
+def test_resize_and_normalisation_are_those_of_the_evaluation(shards_dir):
+    """The same crops, of another size than the network's input, through a shard set and through the scorer."""
+    config = load_config("tiny", overrides=["data.image_size_px=48", "data.normalization=imagenet", "train.device=cpu"])
+    torch.manual_seed(0)
+    model, _ = build_model(config.model, load_weights=False)
+    with open_split(shards_dir, "test") as shards:
+        expected = fake_probability(score_split(model.eval(), shards, config, CPU, num_workers=0))
+        crops = [item.images["c23"] for item in shards]
+    with Scorer(model, config, CPU, 32, 5, StageTimer()) as scoring:
+        for crop in crops:
+            scoring.add(crop)
+        np.testing.assert_allclose(scoring.finish(), expected[:, 1], atol=1e-6)
+    assert np.ptp(expected[:, 1]) > 1e-4
+
+
+def test_an_ended_call_is_gone_on_with(run, clips, portrait, tmp_path, monkeypatch):
+    Image.fromarray(portrait[:320, :400]).save(tmp_path / "face.png")
+    write_compressed(moving_face(portrait, 4, 0), tmp_path / "one.mp4", 25, 23, "yuv420p")
+    inputs = [tmp_path / "one.mp4", tmp_path / "face.png", clips / "text.png", tmp_path / "gone.png"]
+    done: list[str] = []
+
+    def counted(item, *arguments, **options):
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        done.append(item.name)
+        return predict_item(item, *arguments, **options)
+
+    def called(out: str, **options) -> list[str]:
+        done.clear()
+        lines.clear()
+        options = {"fps": 15.0, "device": "cpu", "say": lines.append} | options
+        predict(run, inputs, out_dir=tmp_path / out, **options)
+        return list(done)
+
+    def files(out: str, *names: str) -> list[bytes]:
+        return [(tmp_path / out / name).read_bytes() for name in names]
+
+    monkeypatch.setattr(predict_module, "predict_item", counted)
+    lines: list[str] = []
+    stop = -1
+    assert called("straight") == ["one.mp4", "face.png", "text.png", "gone.png"] and not lines
+    stop = 1
+    with pytest.raises(KeyboardInterrupt):
+        called("out")
+    assert lines == [
+        f"ended after 1 of 4 files; {tmp_path / 'out'} keeps them, the same command goes on with the others"
+    ]
+    assert not (tmp_path / "out" / "predictions.json").exists()
+    stop = -1
+    assert called("out") == ["face.png", "text.png", "gone.png"]
+    assert lines == ["1 of 4 files were scored by an earlier call with these settings"]
+    names = ("faces.csv", "tracks.csv", "report.html")
+    assert files("out", *names) == files("straight", *names)
+
+    # A copy that is gone: made again. What could not be used may have been mended, and is always tried again.
+    (tmp_path / "out" / "annotated" / "one.mp4.mp4").unlink()
+    assert called("out") == ["one.mp4", "text.png", "gone.png"]
+    # Another file under the name, and a damaged record.
+    (tmp_path / "face.png").touch()
+    (record,) = (path for path in (tmp_path / "out" / "kept").iterdir() if b"one.mp4" in path.read_bytes())
+    record.write_bytes(record.read_bytes()[:-9])
+    assert called("out") == ["one.mp4", "face.png", "text.png", "gone.png"]
+    assert files("out", *names) == files("straight", *names)
+
+    # Other settings: nothing of before is taken over or left, here of a file that is not even looked at.
+    del inputs[0]
+    assert (tmp_path / "out" / "annotated" / "one.mp4.mp4").is_file()
+    assert called("out", annotated=False) == ["face.png", "text.png", "gone.png"]
+    assert not list((tmp_path / "out" / "annotated").iterdir())
+    assert len(list((tmp_path / "out" / "kept").iterdir())) == 1
+
+
+def test_results_of_other_weights_are_not_taken_over(run, portrait, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    Image.fromarray(portrait[:320, :400]).save(tmp_path / "face.png")
+    first = predict(other, [tmp_path / "face.png"], device="cpu", annotated=False)
+    config = load_config(base=read_toml(other / "config.toml"))
+    save_best(other, build_model(config.model, load_weights=False)[0], {"epoch": 4})
+    second = predict(other, [tmp_path / "face.png"], device="cpu", annotated=False)
+    assert second.videos[0].prob_fake != first.videos[0].prob_fake
+
+
+class SlowReader(FrameReader):
+    """Still at work on the next frame when the one before has been used."""
+
+    def _pass(self, table, threads):
+        for frame in super()._pass(table, threads):
+            time.sleep(0.01)
+            yield frame
+
+
+def test_ctrl_c_while_frames_are_decoded_ahead(run, clips, monkeypatch):
+    class Interrupted:
+        def detect(self, frames):
+            time.sleep(0.015)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("qadprep.video.source.FrameReader", SlowReader)
+    path = clips / "one.mp4"
+    with scorer(run) as scoring, pytest.raises(KeyboardInterrupt):
+        look_at(Source(probe(path), path), range(26), Interrupted(), scoring, CROP, StageTimer())
+
+
+def test_an_encoder_that_fails_while_frames_are_painted_ahead(run, clips, monkeypatch, tmp_path):
+    def fails(frames, *_):
+        next(frames)
+        time.sleep(0.015)
+        raise AnnotateError("encoding failed (no such codec)")
+
+    monkeypatch.setattr("qadprep.video.source.FrameReader", SlowReader)
+    monkeypatch.setattr("qadtrain.predict_annotate._encode", fails)
+    found = predict(run, [clips / "one.mp4"], out_dir=tmp_path, device="cpu", max_frames=1)
+    assert found.failed[0].message == "scored, but no annotated copy: encoding failed (no such codec)"
+    assert not list((tmp_path / "annotated").iterdir())
+
+
+def test_a_full_disk_keeps_what_is_finished(run, portrait, tmp_path, monkeypatch):
+    Image.fromarray(portrait[:320, :400]).save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+
+    def full(path, data, before=safe_files.write_synced):
+        if list((tmp_path / "out" / "kept").glob("*.json")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        before(path, data)
+
+    monkeypatch.setattr(safe_files, "write_synced", full)
+    with pytest.raises(RunEnded, match="the disk is full; free space and give the same command again"):
+        predict(run, [tmp_path / "a.png", tmp_path / "b.png"], out_dir=tmp_path / "out", device="cpu", annotated=False)
+    assert len(list((tmp_path / "out" / "kept").iterdir())) == 1
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.is_file()]
+
+
+def test_scores_that_are_no_numbers_are_left_out_and_told(run, clips, portrait, tmp_path, monkeypatch):
+    score = Scorer.score
+
+    def overflows(self, crops):
+        found = score(self, crops)
+        found[0] = np.nan
+        return found
+
+    monkeypatch.setattr(Scorer, "score", overflows)
+    Image.fromarray(portrait[:320, :400]).save(tmp_path / "face.png")
+    found = predict(run, [clips / "one.mp4", tmp_path / "face.png"], out_dir=tmp_path / "out", device="cpu")
+    one, face = found.videos
+    assert (one.status, one.faces, one.frames_with_face, one.frames_scored) == ("not_finite", 5, 5, 6)
+    assert one.message == "1 of 6 faces have no score: the network gives inf or NaN"
+    assert 0 <= one.prob_fake <= 1 and one.annotated
+    assert (face.status, face.faces, face.prob_fake, face.verdict) == ("not_finite", 0, None, None)
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["scored"] == 1
+    assert not list((tmp_path / "out" / "kept").iterdir())

@@ -3,6 +3,7 @@
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,6 +40,19 @@ def test_names_are_unique_and_files_are_taken_once(folder, tmp_path):
     assert [item.name for item in items] == ["in/a/c.png", "in/b.MP4", "other/b.MP4"]
 
 
+def test_links_that_lead_nowhere_are_reported(folder):
+    (folder / "moved.mp4").symlink_to(folder / "not-here.mp4")
+    (folder / "circle.mkv").symlink_to(folder / "circle.mkv")
+    (folder / "notes.txt").symlink_to(folder / "not-here.txt")
+    items, others, _ = list_items([folder], skip=folder / "out")
+    assert [item.name for item in items] == ["a/c.png", "b.MP4", "circle.mkv", "moved.mp4"]
+    assert others == {str(folder): 2}
+    for item in items[2:]:
+        with pytest.raises(ProbeError) as caught:
+            open_item(item)
+        assert caught.value.reason == "missing_file"
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.JPEG", "a.webp"])
 def test_pictures_are_read_as_rgb(tmp_path, name):
     rgb = np.zeros((24, 40, 3), np.uint8)
@@ -68,6 +82,23 @@ def test_grey_and_transparent_pictures_are_rgb(tmp_path):
     Image.new("RGBA", (9, 7), (1, 2, 3, 0)).save(tmp_path / "clear.png")
     assert open_item(Item(tmp_path / "grey.png", "")).rgb.tolist() == [[[77] * 3] * 9] * 7
     assert open_item(Item(tmp_path / "clear.png", "")).rgb.tolist() == [[[1, 2, 3]] * 9] * 7
+
+
+def test_16_bit_and_printed_pictures_keep_their_brightness(tmp_path):
+    """Grey of 16 bits, as scanners write it, and the inks of print."""
+    ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "grey16.png")
+    np.testing.assert_array_equal(open_item(Item(tmp_path / "grey16.png", "")).rgb, np.dstack([ramp >> 8] * 3))
+    cv2.imwrite(str(tmp_path / "colour16.png"), np.dstack([ramp[::-1], ramp, ramp.T]))
+    np.testing.assert_array_equal(
+        open_item(Item(tmp_path / "colour16.png", "")).rgb, np.dstack([ramp.T, ramp, ramp[::-1]]) >> 8
+    )
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=95)
+    assert np.abs(open_item(Item(tmp_path / "red.jpg", "")).rgb.astype(int) - [255, 0, 0]).max() < 8
+    palette = Image.new("P", (9, 7), 1)
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    assert open_item(Item(tmp_path / "palette.png", "")).rgb.tolist() == [[[10, 200, 30]] * 9] * 7
 
 
 def test_pictures_that_cannot_be_used(tmp_path, monkeypatch):

@@ -9,8 +9,16 @@ import pytest
 from qadprep.errors import UserError
 from qadprep.faces.scenes import find_scenes
 from qadprep.video.probe import VideoInfo
+from qadtrain.predict_annotate import _rate
 from qadtrain.predict_item import quality_of
-from qadtrain.predict_scores import FaceScore, VideoPrediction, top_mean, track_scores, video_scores
+from qadtrain.predict_scores import (
+    FaceScore,
+    VideoPrediction,
+    persons_to_show,
+    top_mean,
+    track_scores,
+    video_scores,
+)
 from qadtrain.predict_setup import crop_facts, settle_crop, settle_detector
 from qadtrain.predict_video import Scenes, batch_size, frames_to_score
 
@@ -61,6 +69,15 @@ def test_who_counts():
     assert counting({0: 1, 1: 1}, 1) == [0, 1]  # nobody stays: everybody counts, as in a picture
 
 
+def test_the_person_who_decides_is_shown():
+    probabilities = {0: 0.1, 1: 0.2, 2: 0.9, 3: 0.3}
+    faces = [face(n, track, prob) for track, prob in probabilities.items() for n in range(3)]
+    faces.append(face(0, 4, 1.0))  # a passer-by
+    tracks = track_scores(faces, 3, top_k=1, threshold=0.5)
+    assert [persons_to_show(tracks, most) for most in (1, 2, 3, 9)] == [[2], [0, 2], [0, 1, 2], [0, 1, 2, 3, 4]]
+    assert persons_to_show([], 4) == []
+
+
 def test_threshold_is_inclusive_and_top_k_may_exceed_the_faces():
     (track,) = track_scores([face(0, 0, 0.25), face(1, 0, 0.75)], 2, top_k=9, threshold=0.5)
     assert (track.verdict, track.prob_fake_top_k) == ("fake", 0.5)
@@ -87,6 +104,13 @@ def test_frames_to_score(options, expected):
 def test_max_frames_gives_so_many_different_frames(most):
     chosen = frames_to_score(replace(INFO, frames=247, fps=Fraction(30000, 1001)), fps=6.0, max_frames=most)
     assert len(set(chosen)) == min(most, 50) and chosen == sorted(chosen) and chosen[-1] < 247
+
+
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(1, 2), Fraction(3999, 10_800_000)])
+def test_rate_of_the_annotated_copy(fps):
+    rate = _rate(fps)
+    assert rate / fps == pytest.approx(1, abs=1e-3)
+    assert min(rate.numerator, rate.denominator) <= 1001
 
 
 def test_batches_of_large_pictures_are_small():

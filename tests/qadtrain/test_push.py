@@ -2,6 +2,7 @@
 
 import json
 import re
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,16 +13,19 @@ import torch
 from helpers.run_folders import FACTS
 from helpers.untrained_runs import untrained_run
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
 from qadprep.errors import UserError
 from qadtrain import export
 from qadtrain.checkpoint import save_best, write_run_json
+from qadtrain.cli_use import app
 from qadtrain.config_io import load_config, to_toml
 from qadtrain.evaluate import evaluate, load_run
 from qadtrain.model_card import evaluations
 from qadtrain.model_folder import FILES, is_model_folder, load_model_folder
 from qadtrain.models import build_model
 from qadtrain.push import upload, without_folders, write_model_folder
+from qadtrain.safe_files import sha256_of
 
 SECRETS = ("/home/alice", "alice", "node-17.example.org", "s3-bucket")
 
@@ -80,6 +84,71 @@ def test_weights_load_back(run, pushed):
     assert (note["epoch"], note["format"]) == ("0", "pt")
     with pytest.raises(UserError, match=r"got no model\.safetensors and config\.toml, expected a folder of"):
         load_model_folder(run)
+
+
+def test_a_pushed_folder_is_taken_as_a_run(run, pushed, shards_dir, tmp_path):
+    own, _, _ = evaluate(
+        run, shards_dir, device="cpu", num_workers=0, bootstrap=0, progress=False, out_dir=tmp_path / "a"
+    )
+    options = {"device": "cpu", "num_workers": 0, "bootstrap": 0, "progress": False, "out_dir": tmp_path / "b"}
+    same, contents, _ = evaluate(pushed, shards_dir, **options)
+    assert same.as_json() == own.as_json()
+    assert contents["checkpoint"]["weights_sha256"] == sha256_of(pushed / "model.safetensors")
+    assert contents["shards"]["same_as_trained"]
+    with pytest.raises(UserError, match=r"--checkpoint: got last, expected best: .* holds one checkpoint"):
+        load_run(pushed, "last")
+    again = write_model_folder(pushed, tmp_path / "again", name="my-detector")
+    assert torch.equal(logits_of(load_model_folder(again)[1], 32), logits_of(load_run(run, "best")[1], 32))
+    # Training in such a folder makes it a run: its own checkpoint counts, and the pushed weights stay as they are.
+    _, model, _ = load_run(again, "best")
+    torch.nn.init.zeros_(model.head.weight)
+    before = sha256_of(again / "model.safetensors")
+    save_best(again, model, {"epoch": 7})
+    assert load_run(again, "best")[2]["epoch"] == "7"
+    assert not is_model_folder(again) and sha256_of(again / "model.safetensors") == before
+
+
+def test_an_ended_push_leaves_no_folder_of_two_runs(run, timm_run, tmp_path, monkeypatch):
+    folder = write_model_folder(run, tmp_path / "out")
+
+    def ends(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qadtrain.push.card_text", ends)
+    with pytest.raises(KeyboardInterrupt):
+        write_model_folder(timm_run, tmp_path / "out")
+    assert not is_model_folder(folder)
+    with pytest.raises(UserError, match=r"model\.safetensors missing"):
+        upload(folder, "alice/detector")
+
+
+def test_the_token_is_never_told(pushed, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setenv("HF_TOKEN", "hf_SecretSecret")
+    for words in (
+        "Illegal header value b'Bearer hf_SecretSecret\\x01'",
+        "login with hf_OtherSecret failed",
+        "hf_SecretSecret",
+    ):
+        monkeypatch.setattr(FakeHub, "error", ValueError(words))
+        with pytest.raises(UserError, match="the hub did not take") as fault:
+            upload(pushed, "alice/detector")
+        told = "".join(traceback.format_exception(fault.value))
+        assert "Secret" not in told and "***" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--upload"], "--upload: got no repository"),
+        (["--repo", "a/b"], "--repo: got it without --upload, expected both"),
+        (["--public"], "--public: got it without --upload, expected both"),
+    ],
+)
+def test_options_of_the_upload_go_together(run, tmp_path, options, message):
+    found = CliRunner().invoke(app, ["push", str(run), "--out", str(tmp_path / "out"), *options])
+    assert isinstance(found.exception, UserError) and message in str(found.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_timm_loads_it(timm_run, tmp_path, monkeypatch):
@@ -217,7 +286,7 @@ def test_onnx_is_added_when_asked_and_an_old_one_goes(run, tmp_path, monkeypatch
     assert "onnx/example.py" not in (folder / "README.md").read_text()
 
 
-def test_wrong_requests(run, tmp_path):
+def test_wrong_requests(run, pushed, tmp_path):
     with pytest.raises(UserError, match="got the run folder itself"):
         write_model_folder(run, run.parent / "." / "run")
     with pytest.raises(UserError, match="--checkpoint: got first, expected best or last"):
@@ -226,6 +295,8 @@ def test_wrong_requests(run, tmp_path):
         write_model_folder(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="no such checkpoint"):
         write_model_folder(run, tmp_path / "out", checkpoint="last")
+    with pytest.raises(UserError, match=r"README\.md: got a file, expected a folder"):
+        write_model_folder(run, pushed / "README.md")
     assert not (tmp_path / "out").exists()
 
 
@@ -262,7 +333,9 @@ def test_upload_sends_the_folder_and_nothing_else(pushed, tmp_path, monkeypatch)
     for path in pushed.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "onnx" / "model.onnx").write_bytes(b"x")
-    (folder / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "onnx/notes.txt", "onnx/private/model.onnx"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
     assert upload(folder, "alice/detector") == "https://hub.invalid/alice/detector/commit/1"
     assert FakeHub.last.calls == [
         ("create", "alice/detector", True, True),
