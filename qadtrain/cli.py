@@ -173,7 +173,7 @@ def main() -> None:
             raise
         place = f"{error.filename}: " if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _fail(f"{place}{os.strerror(error.errno)}; the checkpoint before it is kept: free space, then use --resume")
+            _fail(f"{place}{os.strerror(error.errno)}; free space, then give the command again (fit with --resume)")
         _fail(f"{place}{error.strerror or error} (--debug shows where)", EXIT_PARTLY_FAILED)
     except Exception as error:
         if debug:

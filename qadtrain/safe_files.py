@@ -70,5 +70,5 @@ def explained(error: BaseException, path: Path, needed_bytes: int, kept: str = "
     stands = f"; {kept} stands" if kept else ""
     return UserError(
         f"{path}: cannot be written ({os.strerror(error.errno)}): needs {needed_bytes / 1e6:.1f} MB, "
-        f"{free / 1e6:.1f} MB free{stands}; free space, then go on with --resume"
+        f"{free / 1e6:.1f} MB free{stands}; free space, then give the command again (fit with --resume)"
     )

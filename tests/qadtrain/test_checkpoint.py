@@ -178,7 +178,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stands(tmp_path, monkeypa
         fails_at[0] = operation
         message = (
             r"step-00000002\.safetensors: cannot be written \(No space left on device\): needs \d+\.\d MB, \d+\.\d MB "
-            r"free; the checkpoint step-00000001 stands; free space, then go on with --resume"
+            r"free; the checkpoint step-00000001 stands; free space, then give the command again \(fit with --resume\)"
         )
         with pytest.raises(UserError, match=message):
             checkpoint.save_last(tmp_path, model(2.0), state(2))
