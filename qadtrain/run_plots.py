@@ -8,6 +8,7 @@ from qadprep.plot_style import COLOURS
 from qadprep.report_plots import figure_element, new_axes
 
 _MOST_POINTS = 400
+_MOST_LETTERS = 41  # of a name in a legend, which stands beside the axes and takes their room
 _HEIGHT_IN = 2.6
 _MARKS = "osD^vPX"
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
@@ -36,7 +37,7 @@ def curves(
         alt: what the figure shows, for readers who do not see it.
         caption: line below it.
         label: of the lying axis.
-        scale: linear, or log where all values are above 0.
+        scale: linear, or log where all values are above 0 and spread over two decades or more.
         marks: a dot at each value, as for validations.
 
     Returns:
@@ -48,29 +49,42 @@ def curves(
     if not filled:
         return ""
     with new_axes(_HEIGHT_IN) as axes:
-        for number, (key, curve) in enumerate(filled.items()):
+        for number, (key, curve) in enumerate(series.items()):
+            if key not in filled:
+                continue  # its colour stays its own, as in the other figures
             steps, values = thinned(curve, _MOST_POINTS)
             lonely = marks or len(steps) == 1
             axes.plot(
                 steps,
                 values,
-                label=key,
+                label=_shown(key),
                 color=COLOURS[number % len(COLOURS)],
-                linestyle=_DASHES[number // len(COLOURS) % len(_DASHES)],
+                linestyle=_DASHES[number % len(_DASHES)],  # of lines that lie on each other both are seen
                 linewidth=1.4,
                 marker="o" if lonely else "",
                 markersize=3.5,
             )
-        positive = all(min(values) > 0 for _, values in filled.values())
-        if scale == "log" and positive:
+        low, high = (end(end(values) for _, values in filled.values()) for end in (min, max))
+        # Over less than two decades a log scale would have one number at its side, or none.
+        if scale == "log" and low > 0 and high >= 100 * low:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")  # the usual one writes formulas, which the settings keep as text
             axes.yaxis.set_minor_formatter("")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+        first, last = (end(end(steps) for steps, _ in filled.values()) for end in (min, max))
+        if first == last:
+            axes.set_xlim(first - 1, first + 1)  # or the ticks would be fractions of a step
         axes.set_xlabel(label)
         axes.set_ylabel(side)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return figure_element(axes, name, alt, caption)
+
+
+def _shown(name: str) -> str:
+    """A name in a legend: a long one without its middle; matplotlib leaves out those with an underscore in front."""
+    half = _MOST_LETTERS // 2
+    name = f"{name[:half]}…{name[-half:]}" if len(name) > _MOST_LETTERS else name
+    return f" {name}" if name.startswith("_") else name
 
 
 def thinned(curve: Curve, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +122,8 @@ def points(
         return ""
     with new_axes(_HEIGHT_IN) as axes:
         for number, (key, found) in enumerate(series.items()):
+            if not found:
+                continue  # its colour stays its own
             shift = (number - (len(series) - 1) / 2) * min(0.16, 0.7 / len(series))
             places = [place for place, one in enumerate(classes) if one in found]
             values = np.array([found[classes[place]] for place in places], dtype=np.float64).reshape(-1, 3)
@@ -116,7 +132,7 @@ def points(
                 np.array(places) + shift,
                 values[:, 0],
                 yerr=reach,
-                label=key,
+                label=_shown(key),
                 color=COLOURS[number % len(COLOURS)],
                 fmt=_MARKS[number % len(_MARKS)],
                 markersize=5,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from qadprep.errors import UserError
@@ -63,7 +64,8 @@ def write_run_report(
         if not Path(place).is_dir():
             raise UserError(f"--results: {place} is not a folder")
     named = dict(zip(unique_names(infos), infos, strict=True))
-    file = Path(out) if Path(out).suffix else Path(out) / "report.html"
+    is_folder = Path(out).is_dir() or not Path(out).suffix  # a run may be called gamma0.002
+    file = Path(out) / "report.html" if is_folder else Path(out)
     found = find_results(named, [file.parent, *results])
     after = list(_results(found, named, shards))
     sections = [*_summary(named), *_faults(found.faults), *after]
@@ -109,12 +111,16 @@ def _summary(runs: dict[str, RunInfo]) -> list[Section]:
         for name, run in runs.items()
     ]
     columns = ("run", "state", "model", "preset", "epochs", "steps", "time", "best by", "best", "in epoch")
-    faults = " ".join(f"{name}: {run.fault}." for name, run in runs.items() if run.fault)
+    remarks = [f"{name}: {run.fault}." for name, run in runs.items() if run.fault]
+    lost = {name: run.records.unreadable for name, run in runs.items()}
+    remarks += [
+        f"{name}: lines of metrics.jsonl that cannot be read: {count}." for name, count in lost.items() if count
+    ]
     return [
         Section("Summary", anchor="summary", chapter=True),
         Section(
             "Best validation",
-            f"AUC in percent, frame level. {faults}".strip(),
+            " ".join(["AUC in percent, frame level.", *remarks]),
             (*columns, *(f"AUC {quality}" for quality in qualities)),
             rows,
         ),
@@ -167,8 +173,7 @@ def _throughput(runs: dict[str, RunInfo]) -> Iterator[Section]:
         cells = [name]
         for quantity, form in (("tuples_per_s", "{:,.1f}"), ("data_wait", "{:.1%}"), ("memory_gb", "{:.2f}")):
             values = run.records.curve(quantity, "train")[1]
-            middle = sorted(values)[len(values) // 2] if values else None
-            cells.append(Number("-" if middle is None else form.format(middle)))
+            cells.append(Number(form.format(median(values)) if values else "-"))
         cells.append(Number(_counted(run)))
         rows.append((*cells, duration(run.seconds)))
     columns = ("run", "tuples/s", "data wait", "memory, GB", "skipped", "time")

@@ -105,7 +105,10 @@ def hardest_chapter(results: Results, runs: Mapping[str, RunInfo], shards: Seque
             except (UserError, KeyError, OSError) as error:
                 results.faults.append(f"{one.name}: {error}")
                 continue
-            yield _section(one, by_quality, opened.get(fingerprint), results.faults)
+            section = _section(one, by_quality, opened.get(fingerprint), results.faults)
+            if opened and fingerprint not in opened:
+                section.text = f"No crops: no set of `--shards` is the one that was scored, {fingerprint[:12]}."
+            yield section
 
 
 def _section(
@@ -139,9 +142,11 @@ def _sheet(tuples: Sequence[Hard], shards: ShardSet, faults: list[str]) -> bytes
     strips = []
     for each in tuples:
         try:
-            strips.append(_strip(each, shards.by_key(each.key).images))
+            strips.append(strip_of(each, shards.by_key(each.key).images))
         except (ShardError, KeyError, OSError) as error:
-            faults.append(f"hardest tuples: {error.args[0] if error.args else each.key}")
+            reason = str(error.args[0] if isinstance(error, KeyError) else error)  # str() puts quotes around the former
+            line = f"hardest tuples: {reason if each.key in reason else f'{each.key}: {reason}'}"
+            faults += [line] if line not in faults else []  # it may be hard at every quality
     if not strips:
         return None
     width, height = (max(sizes) for sizes in zip(*(strip.size for strip in strips), strict=True))
@@ -152,8 +157,15 @@ def _sheet(tuples: Sequence[Hard], shards: ShardSet, faults: list[str]) -> bytes
     return png(sheet)
 
 
-def _strip(each: Hard, images: Mapping[str, np.ndarray]) -> Image.Image:
-    """A tuple: its name, and below it the crops, each with its quality and the probability of fake."""
+def strip_of(each: Hard, images: Mapping[str, np.ndarray]) -> Image.Image:
+    """A tuple: its name, and below it the crops, each with its quality and the probability of fake, red where wrong.
+
+    Args:
+        images: quality -> uint8 (s, s, 3) RGB.
+
+    Returns:
+        An RGB picture; crop number n begins at x = n (side + 6), y = 16 px, each pixel as a square.
+    """
     font = ImageFont.load_default(size=12)
     qualities = [quality for quality in each.prob_fake if quality in images]
     side = side_of(len(images[qualities[0]]))

@@ -80,7 +80,9 @@ def _robustness(one: Found, runs: Mapping[str, RunInfo], number: int) -> Iterato
             whole, "AUC over severity: a row for each quality, a column for each corruption", dots_per_inch=_DRAWN_AT
         )
     text = [f"{contents['tuples']:,} tuples of split {settings.get('split', '-')}, AUC and ACC in percent."]
-    text.append(f"Pictures are corrupted at: {settings.get('at', '-')}; blocks: {settings.get('blocks', '-')}.")
+    sides = " and ".join(map(str, sorted(set(settings.get("side_px", {}).values()))))
+    at = f"{settings.get('at', '-')}{f', {sides} px' if sides else ''}"
+    text.append(f"Pictures are corrupted at: {at}; blocks: {settings.get('blocks', '-')}.")
     if contents.get("damaged"):
         text.append(f"{len(contents['damaged'])} damaged tuples are left out.")
     text += remarks_on_weights(one, runs)
@@ -138,7 +140,7 @@ def _panels(one: Found, faults: list[str]) -> Iterator[Section]:
     if len(contents["tuples"]) > _MOST_PANELS:
         text.append(f"The first {_MOST_PANELS} are shown.")
     if contents.get("damaged"):
-        text.append(f"{len(contents['damaged'])} damaged tuples are left out.")
+        text.append(f"{len(contents['damaged'])} tuples that could not be read or scored are left out.")
     box = f"<div style='display:flex;flex-wrap:wrap;gap:1em;overflow-x:auto'>{''.join(shown)}</div>" if shown else ""
     yield Section(f"Where {names} look", " ".join(text), html=box)
     rows = []
@@ -210,7 +212,11 @@ def theorem_chapter(results: Results) -> Iterator[Section]:
         "A+B+C",
         "A+B+C'",
     )
-    yield Section("Terms", "For each pair: T nearest to 1, then T of the least A+B+C on the grid.", columns, rows)
+    text = ["For each pair: T nearest to 1, then T of the least A+B+C on the grid."]
+    for one in found:
+        lost = results.careful(one, lambda c=one.contents: c.get("left_out", 0) + len(c.get("damaged", ())), 0)
+        text += [f"{one.run or one.contents['run']}: {lost} tuples without finite logits are left out."] if lost else []
+    yield Section("Terms", " ".join(text), columns, rows)
     for one in found:
         drawing = one.folder / "theorem.png"
         if drawing.is_file():

@@ -1,6 +1,7 @@
 """Chapters of the page about runs: scores per quality and method, paired comparisons, and other shard sets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qadprep.report_section import Number, Section
@@ -19,22 +20,26 @@ _MORE = {
     "ece": "ECE",
     "brier": "Brier",
 }
+_OF_A_VIDEO = {"prob": "mean of its frames' probabilities", "logit": "mean of its frames' logit differences"}
 
 
 def evaluation_chapter(results: Results, runs: Mapping[str, RunInfo]) -> Iterator[Section]:
     """A table for each set, level and metric: a row for each quality and run, a column for each method."""
-    groups: dict[tuple[str, str, str], list[Found]] = {}
+    groups: dict[tuple[str | int, ...], list[Found]] = {}
+    times: Counter[tuple[str, ...]] = Counter()
     for one in results.of(EVAL):
         contents = one.contents
         key = results.careful(one, lambda c=contents: _same_tuples(c), None)
         if key is not None:
-            groups.setdefault(key, []).append(one)
+            # A run that was scored twice in the same way stands in two tables: in one its rows would be alike.
+            groups.setdefault((*key, times[one.run, *key]), []).append(one)
+            times[one.run, *key] += 1
     if not groups:
         return
     yield Section(
         "Evaluation",
-        "Figures in percent. In brackets: 95 % interval over draws of videos. average: mean over the methods, in the "
-        "last rows over the qualities; all: all samples of a quality together.",
+        "Figures in percent. In brackets: 95 % interval. average: mean over the methods, in the last rows over the "
+        "qualities; all: all samples of a quality together.",
         anchor="evaluation",
         chapter=True,
     )
@@ -48,8 +53,10 @@ def evaluation_chapter(results: Results, runs: Mapping[str, RunInfo]) -> Iterato
             )
 
 
-def _same_tuples(contents: Mapping[str, Any]) -> tuple[str, str, str]:
-    return contents["shards"]["fingerprint"], contents["split"], contents["checkpoint"]["name"]
+def _same_tuples(contents: Mapping[str, Any]) -> tuple[str, ...]:
+    """What evaluations in one table have in common: tuples, checkpoint, and how a video gets its score."""
+    names = (contents["shards"]["fingerprint"], contents["split"], contents["checkpoint"]["name"])
+    return (*names, contents.get("aggregate", "prob"))
 
 
 def _checked(one: Found) -> Found:
@@ -66,7 +73,7 @@ def _evaluation(members: Sequence[Found], runs: Mapping[str, RunInfo], number: i
     name, first = members[0].folder.name, members[0].contents
     qualities = list(dict.fromkeys(q for one in members for q in one.contents["qualities"]))
     methods = list(dict.fromkeys(m for one in members for m in one.contents["methods"]))
-    drawn = [_auc_points(level, members, qualities, f"auc-{number}-{level}") for level in LEVELS]
+    drawn = [_auc_points(level, members, runs, qualities, f"auc-{number}-{level}") for level in LEVELS]
     yield Section(f"Scores on {name}", " ".join(_remarks(members, runs)), html="".join(drawn))
     columns = ("quality", "run", *methods, AVERAGE, POOLED)
     for level in LEVELS:
@@ -88,15 +95,15 @@ def _evaluation(members: Sequence[Found], runs: Mapping[str, RunInfo], number: i
         yield Section(title, "", ("quality", "run", *(_MORE[m] for m in more)), rows if more else [], folded=True)
 
 
-def _auc_points(level: str, members: Sequence[Found], qualities: Sequence[str], name: str) -> str:
+def _auc_points(level: str, members: Sequence[Found], runs: Iterable[str], qualities: Sequence[str], name: str) -> str:
     """AUC of the average over the methods, a group for each quality."""
-    series: dict[str, dict[str, Point]] = {}
+    series: dict[str, dict[str, Point]] = {name: {} for name in runs}
     for one in members:
         for quality in (*qualities, AVERAGE):
             scores = one.contents["metrics"][level].get(quality, {}).get(AVERAGE, {})
             if scores.get("auc") is not None:
                 low, high = (scores.get("interval") or {}).get("auc") or (scores["auc"], scores["auc"])
-                series.setdefault(one.run, {})[quality] = (100 * scores["auc"], 100 * low, 100 * high)
+                series[one.run][quality] = (100 * scores["auc"], 100 * low, 100 * high)
     caption = f"{level} level, mean over the methods; bars: 95 % interval; dashed: chance"
     return points(
         name, series, (*qualities, AVERAGE), "AUC, percent", f"AUC per quality, {level} level", caption, at=50
@@ -107,6 +114,12 @@ def _remarks(members: Sequence[Found], runs: Mapping[str, RunInfo]) -> Iterator[
     first = members[0].contents
     yield f"Split {first['split']}, {first['tuples']:,} tuples at {', '.join(first['qualities'])}."
     yield f"Checkpoint {first['checkpoint']['name']}, shard set {first['shards']['fingerprint'][:12]}."
+    how = first.get("aggregate", "prob")
+    top = f"mean of its {how.removeprefix('top')} highest probabilities"
+    yield f"Score of a video: {_OF_A_VIDEO.get(how, top)}."
+    drawn = first.get("bootstrap", {})
+    if drawn.get("draws"):
+        yield f"Intervals by {drawn['draws']:,} draws of {drawn.get('drawn', 'videos')}."
     scores = first["metrics"]["frame"][first["qualities"][0]][POOLED]
     if scores.get("always_fake") is not None:
         yield f"A detector that calls everything fake has ACC {100 * scores['always_fake']:.1f} over all samples."
@@ -153,8 +166,8 @@ def comparison_chapter(results: Results) -> Iterator[Section]:
         return
     yield Section(
         "Comparison",
-        "Differences on the same tuples. Intervals and p by paired draws of videos, not corrected for their number; "
-        "p DeLong: of the AUC at video level.",
+        "Differences on the same tuples. Intervals and p by paired draws, not corrected for their number; "
+        "p DeLong, among all cells: of the AUC at video level.",
         anchor="comparison",
         chapter=True,
     )
@@ -173,11 +186,12 @@ def _comparison(contents: Mapping[str, Any]) -> Iterator[Section]:
         return (*names, figure(row["a"]), figure(row["b"]), change, *chances)
 
     every = [line(row) for row in contents["rows"]]
-    mean = [line(row) for row in contents["rows"] if row["method"] == AVERAGE and row["metric"] in SHORT]
+    # No test of DeLong is of a mean.
+    mean = [line(row)[:-1] for row in contents["rows"] if row["method"] == AVERAGE and row["metric"] in SHORT]
     notes = [f"{contents['compared']:,} scores of split {contents['split']}, {contents['draws']:,} draws."]
     notes += _notes(contents.get("notes", ()))
     title = f"{second} minus {first}"
-    yield Section(title, " ".join(notes), columns, mean, caption="Mean over the methods, percent")
+    yield Section(title, " ".join(notes), columns[:-1], mean, caption="Mean over the methods, percent")
     yield Section(f"{title}, all cells", "", columns, every, folded=True)
 
 

@@ -1,6 +1,7 @@
 """What the commands after training left on the disk: evaluations, comparisons, robustness, heat maps, theorem terms."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,9 +112,13 @@ def remarks_on_weights(one: Found, runs: Mapping[str, RunInfo]) -> list[str]:
         claimed = {one.run: (note.get("name", "best"), note.get("weights_sha256"))}
     elif one.kind == ROBUSTNESS:
         settings = contents.get("settings", {})
-        weights = {Path(name).name: sha256 for name, sha256 in settings.get("weights", {}).items()}
-        by_folder = {run.path.resolve().name: name for name, run in runs.items()}
-        claimed = {by_folder[k]: (settings.get("checkpoint", "best"), v) for k, v in weights.items() if k in by_folder}
+        kept = [(Path(name).name, sha256) for name, sha256 in settings.get("weights", {}).items()]
+        ours = [(run.path.resolve().name, name) for name, run in runs.items()]
+        # Of two runs with one name it is not known which one is meant.
+        alone = {name for name, count in Counter(name for name, _ in kept).items() if count == 1}
+        alone &= {name for name, count in Counter(name for name, _ in ours).items() if count == 1}
+        by_folder, which = dict(ours), settings.get("checkpoint", "best")
+        claimed = {by_folder[name]: (which, sha256) for name, sha256 in kept if name in alone}
     else:
         return []
     for name, (checkpoint, sha256) in claimed.items():

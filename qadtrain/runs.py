@@ -41,8 +41,9 @@ class Records:
         for line in text.splitlines():
             try:
                 record = json.loads(line)
-                lines.append({**record, "kind": str(record["kind"]), "global_step": int(record["global_step"])})
-            except (ValueError, TypeError, KeyError):
+                place = {name: int(record[name]) for name in ("epoch", "global_step")}
+                lines.append({**record, "kind": str(record["kind"]), **place})
+            except (ValueError, TypeError, KeyError, OverflowError):
                 unreadable += 1
         return cls(tuple(lines), unreadable)
 

@@ -18,7 +18,6 @@ Exit code 0: everything done; 1: a stage failed or could not use everything; 2: 
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -27,17 +26,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from reproduce_steps import Settings, Stage, demonstration, parse_runs, plan
+from reproduce_steps import Settings, Stage, check, demonstration, parse_runs, plan
+from reproduce_work import Work, sole_user
 
-from qadtrain.safe_files import sha256_of, write_atomically
+from qadprep.errors import UserError
 
 DATASET_SCRIPT = Path(__file__).with_name("reproduce_dataset.py")
-STATE_NAME = "reproduce.json"
 DONE, PARTLY, KEPT, FAILED, LEFT_OUT = "done", "partly", "kept", "failed", "left out"
 EXIT_PARTLY, EXIT_USE, EXIT_INTERRUPTED = 1, 2, 130
 _MODULES = {"qadprep": ["-m", "qadprep"], "qadtrain": ["-m", "qadtrain"], "torchrun": ["-m", "torch.distributed.run"]}
@@ -56,72 +55,18 @@ class Outcome:
     detail: str = ""
 
 
-class Work:
-    """The state file of a work folder: stage -> digests of the command, of what it was made from and what it left."""
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.path = out, out / STATE_NAME
-        try:
-            self.stages: dict[str, dict[str, Any]] = json.loads(self.path.read_text("utf-8"))["stages"]
-        except FileNotFoundError:
-            self.stages = {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise wrong_use(f"{self.path}: cannot be read ({error}); delete it to do every stage again") from None
-
-    def digest(self, stage: Stage) -> str:
-        """Of its command and of what it is made from; the work folder may move."""
-        made_from = {need: self.stages.get(need, {}).get("outputs") for need in stage.needs}
-        outside = {path.name: sha256_of(path) for path in stage.inputs}
-        words = ["=".join(map(self._inside, word.split("="))) for word in stage.command]
-        return hashlib.sha256(json.dumps([words, made_from, outside], sort_keys=True).encode()).hexdigest()
-
-    def _inside(self, word: str) -> str:
-        """A path without the place of the work folder or of this script."""
-        for folder, name in ((self.out, "OUT"), (DATASET_SCRIPT.parent, "SCRIPTS")):
-            if Path(word).is_relative_to(folder):
-                return f"{name}/{Path(word).relative_to(folder).as_posix()}"
-        return word
-
-    def left(self, stage: Stage) -> dict[str, str | None]:
-        """Name of each of its files -> sha256, None where it is not there."""
-        return {path.relative_to(self.out).as_posix(): sha256_of(path) for path in stage.outputs}
-
-    def is_done(self, stage: Stage) -> bool:
-        known = self.stages.get(stage.name, {})
-        left = self.left(stage)
-        return not stage.always and known.get("digest") == self.digest(stage) and known.get("outputs") == left
-
-    def note(self, stage: Stage, state: str, seconds: float) -> None:
-        self.stages[stage.name] = {
-            "state": state,
-            "digest": self.digest(stage),
-            "outputs": self.left(stage),
-            "seconds": round(seconds, 1),
-        }
-        self._write()
-
-    def forget(self, names: Sequence[str]) -> None:
-        for name in names:
-            self.stages.pop(name, None)
-        self._write()
-
-    def _write(self) -> None:
-        write_atomically(self.path, (json.dumps({"stages": self.stages}, indent=2) + "\n").encode())
-
-
-def wrong_use(message: str) -> SystemExit:
-    print(f"error: {message}", file=sys.stderr)
-    return SystemExit(EXIT_USE)
-
-
 def command_of(stage: Stage) -> list[str]:
     """Its words; a run that has begun is gone on with."""
     begun = stage.trains is not None and any((stage.trains / "checkpoints").glob("*.state.pt"))
     return [*stage.command, *(["--resume"] if begun else [])]
 
 
-def run_all(stages: Sequence[Stage], work: Work, screen: TextIO) -> list[Outcome]:
-    """Run what is not done; what needs a stage that failed is left out."""
+def run_all(stages: Sequence[Stage], work: Work, screen: TextIO, lock: int | None = None) -> list[Outcome]:
+    """Run what is not done; what needs a stage that failed is left out.
+
+    Args:
+        lock: file descriptor that each command inherits.
+    """
     outcomes: list[Outcome] = []
     bad: set[str] = set()
     for number, stage in enumerate(stages, start=1):
@@ -141,10 +86,13 @@ def run_all(stages: Sequence[Stage], work: Work, screen: TextIO) -> list[Outcome
             continue
         log = work.out / "logs" / f"{stage.name}.log"
         print(f"{head}\n$ {typed}", file=screen, flush=True)
+        # The page takes what it finds: of the tables and figures that could not be made, no earlier ones either.
+        work.discard([stage, *(other for other in stages if stage.always and other.name in bad)])
+        before = written_at(stage)
         started = time.monotonic()
-        code = execute(words, log, screen)
+        code = execute(words, log, screen, lock)
         seconds = time.monotonic() - started
-        state, detail = judged(stage, code)
+        state, detail = judged(stage, code, before)
         if state == FAILED:
             bad.add(stage.name)
             work.forget([stage.name])
@@ -156,13 +104,26 @@ def run_all(stages: Sequence[Stage], work: Work, screen: TextIO) -> list[Outcome
     return outcomes
 
 
-def judged(stage: Stage, code: int) -> tuple[str, str]:
-    """State of a stage that ended with an exit code, and why."""
+def written_at(stage: Stage) -> dict[Path, int]:
+    """File that a stage leaves -> when it was written, ns; those that are there."""
+    return {path: path.stat().st_mtime_ns for path in stage.outputs if path.is_file()}
+
+
+def judged(stage: Stage, code: int, before: Mapping[Path, int]) -> tuple[str, str]:
+    """State of a stage that ended with an exit code, and why.
+
+    Args:
+        before: as of :func:`written_at` before it ran.
+    """
     if code != 0 and not (stage.soft and code == EXIT_PARTLY):
         return FAILED, f"exit code {code}"
     absent = [path.name for path in stage.outputs if not path.is_file()]
     if absent:
         return FAILED, f"exit code {code}, but it left no {', '.join(absent)}"
+    now = written_at(stage)
+    # 1 is also the exit code of a crash, after which files of an earlier call say nothing.
+    if code and (old := [path.name for path in stage.outputs if now[path] == before.get(path)]):
+        return FAILED, f"exit code {code}, and {', '.join(old)} is of an earlier call"
     if stage.trains is not None:
         from qadtrain.runs import FINISHED, read_run
 
@@ -173,8 +134,11 @@ def judged(stage: Stage, code: int) -> tuple[str, str]:
     return (PARTLY, "not everything could be used") if code else (DONE, "")
 
 
-def execute(words: Sequence[str], log: Path, screen: TextIO) -> int:
+def execute(words: Sequence[str], log: Path, screen: TextIO, lock: int | None = None) -> int:
     """Run a command; what it says goes to the screen and is added to the log.
+
+    Args:
+        lock: file descriptor that the command inherits.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the command was given the time to end.
@@ -194,6 +158,7 @@ def execute(words: Sequence[str], log: Path, screen: TextIO) -> int:
             text=True,
             errors="replace",
             env=environment,
+            pass_fds=() if lock is None else (lock,),
         ) as process:
             interrupted = False
 
@@ -229,7 +194,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     add("--shards", type=Path, help="begin with this shard set instead of a dataset")
     add("--demo", action="store_true", help="a small dataset made on the spot, and small numbers")
     add("--clips", type=Path, help="--demo with the originals from this folder of face videos")
-    add("--dataset", default="", help="layout, as for `qadprep scan` (ffpp, or the protocol's)")
+    add("--dataset", default="", help="layout, as for `qadprep scan` (the protocol's, or ffpp)")
     add("--protocol", default="", help="clips and settings of a protocol; `qadprep plan` lists them")
     add("--frames", type=int, help="tuples wanted per clip (the protocol's, or 64)")
     add("--size", dest="size_px", type=int, help="side of the crops, px (the protocol's, or 128)")
@@ -242,7 +207,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     add("--limit", type=int, help="tuples that robustness scores and gradcam picks among (all)")
     add("--count", type=int, help="tuples whose heat maps are drawn (6)")
     add("--consistency", type=int, help="tuples whose heat maps are compared (200)")
-    add("--bootstrap", type=int, help="draws of the intervals (1000)")
+    add("--bootstrap", type=int, help="draws of the intervals, 100 or more (1000)")
     add(
         "--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="a field of every run; repeatable"
     )
@@ -251,7 +216,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
     add("--gpus", type=int, default=1, help="GPUs of this machine that train together, by torchrun (1)")
     add("--workers", default="", help="processes of scan and extract (auto)")
     add("--loaders", type=int, help="loader processes of training and scoring (one a core)")
-    add("--again", default="", metavar="STAGE,...", help="do these stages again")
+    add("--again", default="", metavar="STAGE,...", help="do these stages again; what a command keeps it takes over")
     add("--dry-run", action="store_true", help="print the commands and what is done already; run nothing")
     add("--json", action="store_true", help="print a machine-readable summary on stdout")
     given = parser.parse_args(arguments)
@@ -271,48 +236,49 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, S
         values = demonstration(values)
     defaults = {"count": 6, "consistency": 200, "corruptions": "figure6", "detector": "auto"}
     values |= {name: value for name, value in defaults.items() if not values[name]}
-    if not values["dataset"] and not given.protocol and given.root is not None:
-        values["dataset"] = "ffpp"
+    if not values["dataset"] and given.root is not None:
+        from qadprep.protocols import load_protocol
+
+        values["dataset"] = load_protocol(given.protocol).dataset if given.protocol else "ffpp"
     return given, Settings(**values)
 
 
 def main() -> int:
-    from qadprep.errors import UserError
-
     try:
         given, settings = parse()
+        check(settings)
         stages = plan(settings, DATASET_SCRIPT)
+        again = [name for name in given.again.split(",") if name]
+        if unknown := set(again) - {stage.name for stage in stages}:
+            names = ", ".join(stage.name for stage in stages)
+            raise UserError(f"--again: got {sorted(unknown)[0]!r}, expected some of {names}")
+        if given.dry_run:
+            work = Work(settings.out)
+            for stage in stages:
+                done = stage.name not in again and work.is_done(stage)
+                print(f"# {stage.name}{': done already' if done else ''}\n{shlex.join(command_of(stage))}")
+            return 0
+        screen = sys.stderr if given.json else sys.stdout
+        with sole_user(settings.out) as lock:
+            work = Work(settings.out)
+            work.forget(again)
+            outcomes = run_all(stages, work, screen, lock)
     except UserError as error:
-        raise wrong_use(str(error)) from None
-    again = [name for name in given.again.split(",") if name]
-    if unknown := set(again) - {stage.name for stage in stages}:
-        raise wrong_use(f"--again: got {sorted(unknown)[0]!r}, expected some of {', '.join(s.name for s in stages)}")
-    for path in (settings.root, settings.shards, settings.clips):
-        if path is not None and not path.is_dir():
-            raise wrong_use(f"{path}: no such folder")
-    if given.dry_run:
-        work = Work(settings.out)
-        for stage in stages:
-            done = stage.name not in again and work.is_done(stage)
-            print(f"# {stage.name}{': done already' if done else ''}\n{shlex.join(command_of(stage))}")
-        return 0
-    settings.out.mkdir(parents=True, exist_ok=True)
-    work = Work(settings.out)
-    work.forget(again)
-    screen = sys.stderr if given.json else sys.stdout
-    try:
-        outcomes = run_all(stages, work, screen)
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USE
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; mend it, and the same command goes on", file=sys.stderr)
+        return EXIT_PARTLY
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
-    finished = {KEPT, DONE}
-    ok = all(one.state in finished and not one.detail for one in outcomes)
+    ok = all(one.state in {KEPT, DONE} and not one.detail for one in outcomes)
     width = max(len(one.name) for one in outcomes)
     for one in outcomes:
         print(f"{one.name:{width}}  {one.state:8}  {one.seconds:7.1f} s  {one.detail}".rstrip(), file=screen)
-    page = settings.out / "report.html"
-    if page.is_file():
-        print(f"the page: {page}", file=screen)
+    if outcomes[-1].state in {DONE, PARTLY}:
+        print(f"the page: {settings.out / 'report.html'}", file=screen)
     if given.json:
         summary = {"ok": ok, "out": str(settings.out), "stages": [asdict(one) for one in outcomes]}
         print(json.dumps(summary, indent=2))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ SHORT_DEMO = {"ce": ("tiny", ("hsic.alpha=0", "awp.gamma=0")), "qad": ("tiny", (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # A comma between runs, not one inside of a list such as hsic.weights=[0.1,0.2].
 _COMMA = re.compile(r",(?![^\[\]]*\])")
+_LEAST_DRAWS = 100  # of `qadtrain compare`
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Stage:
         inputs: files outside of the work folder that it depends on, such as other shard sets.
         trains: its run folder; the stage is done once that run is finished, whatever the exit code says.
         always: run again each time.
+        result: tables and figures; those out of date are deleted.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Stage:
     inputs: tuple[Path, ...] = ()
     trains: Path | None = None
     always: bool = False
+    result: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,37 @@ def parse_runs(words: Sequence[str], *, demo: bool) -> tuple[RunSpec, ...]:
     return tuple(specs)
 
 
+def check(settings: Settings) -> None:
+    """Refuse at once what a stage would refuse after hours.
+
+    Raises:
+        UserError: no such folder, preset or field, or a value out of range.
+    """
+    from qadtrain.config_io import load_config
+
+    for path in (settings.shards, settings.clips):
+        if path is not None and not path.is_dir():
+            raise UserError(f"{path}: no such folder")
+    if settings.root is not None and not settings.root.exists():
+        raise UserError(f"{settings.root}: no such folder")
+    for spec in settings.runs:
+        try:
+            load_config(spec.preset, None, (*settings.overrides, *spec.overrides))
+        except UserError as error:
+            raise UserError(f"--runs: {spec.name}: {error}") from None
+    for text, path in _other_sets(settings):
+        if "://" not in path and not (Path(path) / "shards.json").is_file():
+            raise UserError(f"--cross: got {text!r}, but {path} is no shard set: it has no shards.json")
+    if settings.bootstrap is not None and settings.bootstrap < _LEAST_DRAWS:
+        raise UserError(f"--bootstrap: got {settings.bootstrap}, expected at least {_LEAST_DRAWS}")
+    if not set(_words(settings.severities)) <= set("12345"):
+        raise UserError(f"--severities: got {settings.severities}, expected some of 1,2,3,4,5")
+    if settings.corruptions not in ("figure6", "all"):
+        from qadtrain.corruptions import chosen_corruptions
+
+        chosen_corruptions(_words(settings.corruptions))
+
+
 def plan(settings: Settings, dataset_script: Path) -> list[Stage]:
     """Every stage in order."""
     stages, shards = _data(settings, dataset_script)
@@ -132,16 +166,17 @@ def _data(settings: Settings, dataset_script: Path) -> tuple[list[Stage], Path]:
     which = ["--dataset", dataset] if dataset else []
     which += ["--protocol", settings.protocol] if settings.protocol else []
     seed = ["--seed", str(settings.seed)]
+    lists = tuple(path for path in (settings.root, Path(settings.protocol)) if path is not None and path.is_file())
     scan = ("qadprep", "scan", str(root), *which, "--out", str(manifest), *seed)
-    stages.append(Stage("scan", scan, (manifest,), needs))
+    stages.append(Stage("scan", scan, (manifest,), needs, inputs=lists))
     extract = ["qadprep", "extract", str(root), *which, "--out", str(faces), "--detector", settings.detector, *seed]
     extract += ["--frames", str(settings.frames)] if settings.frames else []
     extract += ["--size", str(settings.size_px)] if settings.size_px else []
     extract += ["--make-qualities"] if settings.make_qualities else []
     extract += ["--device", settings.device, *_workers(settings)]
-    stages.append(Stage("extract", tuple(extract), (faces / "summary.json",), ("scan",), soft=True))
+    stages.append(Stage("extract", tuple(extract), (faces / "summary.json",), ("scan",), soft=True, inputs=lists))
     shard = ("qadprep", "shard", str(faces), "--out", str(shards), *seed)
-    stages.append(Stage("shard", shard, (shards / "shards.json",), ("extract",), soft=True))
+    stages.append(Stage("shard", shard, (shards / "shards.json",), ("extract",)))
     return stages, shards
 
 
@@ -166,46 +201,68 @@ def _results(settings: Settings, shards: Path, runs: dict[str, Path]) -> list[St
     for name, run in runs.items():
         scores = run / "eval" / f"{shards.resolve().name}-{settings.split}"
         command = ("qadtrain", "eval", str(run), str(shards), "--out", str(scores), *draws, *reading)
-        stages.append(Stage(f"eval-{name}", command, (scores / "report.json",), (f"fit-{name}",)))
+        left = (*_left(scores, "report", "json csv tex"), scores / "scores.parquet")
+        stages.append(Stage(f"eval-{name}", command, left, (f"fit-{name}",)))
     first, *others = runs.items()
     for name, run in others:
         folder = out / "compare" / f"{name}-against-{first[0]}"
         command = ("qadtrain", "compare", str(first[1]), str(run), "--shards", str(shards), "--out", str(folder))
         needs = (f"eval-{first[0]}", f"eval-{name}")
-        stages.append(Stage(f"compare-{name}", (*command, *draws, *reading), (folder / "compare.json",), needs))
-    sets, others_inputs = [str(shards)], []
-    for text in settings.cross:
-        name, sign, path = text.partition("=")
-        if not (sign and name and path):
-            raise UserError(f"--cross: got {text!r}, expected NAME=PATH of a shard set")
-        sets.append(text)
-        others_inputs.append(Path(path) / "shards.json")
-    named = tuple(word for text in sets for word in ("--set", text))
+        left = _left(folder, "compare", "json csv")
+        stages.append(Stage(f"compare-{name}", (*command, *draws, *reading), left, needs))
+    sets = _other_sets(settings)
+    named = tuple(word for text in (str(shards), *(text for text, _ in sets)) for word in ("--set", text))
     command = ("qadtrain", "cross", *folders, *named, "--out", str(out / "cross"), *draws, *reading)
     command += ("--no-published",) if settings.demo else ()  # stand-ins are no FF++: its figures do not belong there
     evals = tuple(f"eval-{name}" for name in runs)
-    stages.append(
-        Stage("cross", command, (out / "cross" / "cross.json",), evals, soft=True, inputs=tuple(others_inputs))
-    )
+    left = _left(out / "cross", "cross", "json txt tex csv")
+    inputs = tuple(Path(path) / "shards.json" for _, path in sets)
+    stages.append(Stage("cross", command, left, evals, soft=True, inputs=inputs))
     limit = ("--limit", str(settings.limit)) if settings.limit else ()
     on = ("--shards", str(shards))
     command = ("qadtrain", "robustness", *folders, *on, "--out", str(out / "robustness"))
     command += ("--corruptions", settings.corruptions, *limit)
     command += ("--severities", settings.severities) if settings.severities else ()
-    stages.append(Stage("robustness", (*command, *reading), (out / "robustness" / "robustness.json",), fits, soft=True))
+    left = _left(out / "robustness", "robustness", "json csv png svg")
+    stages.append(Stage("robustness", (*command, *reading), left, fits, soft=True))
     maps = ("qadtrain", "gradcam", *folders, *on, "--out", str(out / "gradcam"))
     command = (*maps, "--count", str(settings.count), "--pick", "disagreement", *limit, *reading)
-    stages.append(Stage("gradcam", command, (out / "gradcam" / "gradcam.json",), fits, soft=True))
+    left = (out / "gradcam" / "gradcam.json", out / "gradcam" / "sheet.png")
+    stages.append(Stage("gradcam", command, left, fits, soft=True))
     command = (*maps, "--consistency", "--limit", str(settings.consistency), *reading)
-    stages.append(Stage("consistency", command, (out / "gradcam" / "consistency.json",), fits, soft=True))
+    left = _left(out / "gradcam", "consistency", "json csv")
+    stages.append(Stage("consistency", command, left, fits, soft=True))
     for name, run in runs.items():
         folder = run / "theorem" / f"{shards.resolve().name}-{settings.split}"
         command = ("qadtrain", "theorem", str(run), str(shards), "--out", str(folder), *reading)
-        stages.append(Stage(f"theorem-{name}", command, (folder / "theorem.json",), (f"fit-{name}",)))
+        left = _left(folder, "theorem", "json csv png svg")
+        stages.append(Stage(f"theorem-{name}", command, left, (f"fit-{name}",), soft=True))
     page = out / "report.html"
-    command = ("qadtrain", "report", *folders, "--out", str(page), *on)
+    shown = (word for _, path in sets if "://" not in path for word in ("--shards", path))
+    command = ("qadtrain", "report", *folders, "--out", str(page), *on, *shown)
     stages.append(Stage("report", command, (page,), fits, soft=True, always=True))
-    return stages
+    return [replace(stage, result=True) for stage in stages]
+
+
+def _other_sets(settings: Settings) -> list[tuple[str, str]]:
+    """(NAME=PATH, PATH) of the shard sets of --cross."""
+    sets = []
+    for text in settings.cross:
+        name, sign, path = text.partition("=")
+        if not (sign and name and path):
+            raise UserError(f"--cross: got {text!r}, expected NAME=PATH of a shard set")
+        sets.append((text, path))
+    return sets
+
+
+def _left(folder: Path, stem: str, endings: str) -> tuple[Path, ...]:
+    """Files of one name that a command leaves."""
+    return tuple(folder / f"{stem}.{ending}" for ending in endings.split())
+
+
+def _words(text: str) -> list[str]:
+    """The words of an option that takes several."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _workers(settings: Settings) -> tuple[str, ...]:

@@ -23,13 +23,12 @@ def script():
     sys.path.insert(0, str(SCRIPTS))
     try:
         import reproduce
-        import reproduce_steps
 
         yield reproduce
     finally:
         sys.path.remove(str(SCRIPTS))
-        for module in (reproduce, reproduce_steps):
-            del sys.modules[module.__name__]
+        for name in ("reproduce", "reproduce_steps", "reproduce_work"):
+            del sys.modules[name]
 
 
 def planned(script, *arguments: str) -> dict[str, str]:
@@ -66,7 +65,9 @@ def test_the_plan_for_a_dataset(script):
         "scan", "extract", "shard", "fit-ce", "fit-qad", "eval-ce", "eval-qad", "compare-qad", "cross", "robustness",
         "gradcam", "consistency", "theorem-ce", "theorem-qad", "report",
     ]  # fmt: skip
-    assert stages["scan"] == "qadprep scan /data/FF++ --protocol qad-ffpp-all --out w/manifest.parquet --seed 0"
+    assert stages["scan"] == (
+        "qadprep scan /data/FF++ --dataset ffpp --protocol qad-ffpp-all --out w/manifest.parquet --seed 0"
+    )
     assert "--protocol qad-ffpp-all" in stages["extract"] and "--frames" not in stages["extract"]
     assert stages["fit-ce"] == (
         "torchrun --nproc-per-node 2 -m qadtrain fit w/shards --out w/runs/ce --preset ce-r --set train.seed=5 "
@@ -75,7 +76,9 @@ def test_the_plan_for_a_dataset(script):
     assert stages["compare-qad"].startswith("qadtrain compare w/runs/ce w/runs/qad --shards w/shards")
     assert "--set w/shards --set Celeb=celeb" in stages["cross"] and "--no-published" not in stages["cross"]
     assert "--corruptions figure6" in stages["robustness"] and "--limit" not in stages["robustness"]
-    assert stages["report"] == "qadtrain report w/runs/ce w/runs/qad --out w/report.html --shards w/shards"
+    assert stages["report"] == (
+        "qadtrain report w/runs/ce w/runs/qad --out w/report.html --shards w/shards --shards celeb"
+    )
 
 
 def test_the_plan_for_a_shard_set_and_for_the_demonstration(script):
@@ -154,6 +157,111 @@ def test_a_stage_that_fails_takes_along_what_needs_it_alone(script, chain, tmp_p
     assert (outcome.state, outcome.detail.split(";")[0]) == ("failed", "exit code 0, but it left no never")
 
 
+def test_each_of_several_other_sets_counts(script, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shards.json").write_text("1")
+    words = ["--demo", "--out", str(tmp_path / "w"), "--cross", f"A={tmp_path / 'a'}", "--cross", f"B={tmp_path / 'b'}"]
+    _, settings = script.parse(words)
+    (stage,) = (one for one in script.plan(settings, Path("made.py")) if one.name == "cross")
+    found = {script.Work(tmp_path / "w").digest(stage)}
+    for name in ("a", "b"):
+        (tmp_path / name / "shards.json").write_text("2")
+        found.add(script.Work(tmp_path / "w").digest(stage))
+    assert len(found) == 3
+
+
+def test_a_crash_is_no_partial_result_when_an_earlier_one_lies_there(script, tmp_path):
+    stage = sys.modules["reproduce_steps"].Stage
+    kept = tmp_path / "summary.json"
+    kept.write_text("of other settings")
+    crashed = stage("x", ("python", "-c", "import sys; sys.exit(1)"), (kept,), soft=True)
+    (outcome,) = script.run_all([crashed], script.Work(tmp_path), sys.stderr)
+    assert outcome.state == "failed" and "summary.json is of an earlier call" in outcome.detail
+    assert kept.exists() and not script.Work(tmp_path).is_done(crashed)
+
+
+def test_the_page_is_made_without_tables_of_an_earlier_call(script, tmp_path):
+    stage = sys.modules["reproduce_steps"].Stage
+    data, scored, compared, alone, page = (tmp_path / name for name in ("data", "scored", "compared", "alone", "page"))
+    for path in (data, scored, compared, page):
+        path.write_text("earlier")
+    fails = ("python", "-c", "import sys; sys.exit(2)")
+    list_folder = "import os, sys; open(sys.argv[2], 'w').write(' '.join(sorted(os.listdir(sys.argv[1]))))"
+    stages = [
+        stage("data", fails, (data,)),
+        stage("eval", fails, (scored,), result=True),
+        stage("compare", ("python", "-c", "pass"), (compared,), ("eval",), result=True),
+        stage("alone", ("python", "-c", f"open({str(alone)!r}, 'w')"), (alone,), result=True),
+        stage("report", ("python", "-c", list_folder, str(tmp_path), str(page)), (page,), always=True, result=True),
+    ]
+    outcomes = script.run_all(stages, script.Work(tmp_path), sys.stderr)
+    assert [one.state for one in outcomes] == ["failed", "failed", "left out", "done", "done"]
+    # What training and data left is theirs to judge; the page does not look at it.
+    assert page.read_text().split() == ["alone", "data", "logs", "page", "reproduce.json"]
+
+
+def test_wrong_use_is_said_before_the_first_stage(script, tmp_path):
+    (tmp_path / "set").mkdir()
+    given = ["--shards", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    for more, message in (
+        (["--runs", "qad-x"], "--runs: qad-x: --preset: got qad-x"),
+        (["--runs", "a=qad-r:awp.gama=1"], "--runs: a: awp.gama: no such field"),
+        (["--set", "optim.epochs=0"], "optim.epochs: got 0"),
+        (["--cross", f"X={tmp_path}"], "--cross: .*it has no shards.json"),
+        (["--bootstrap", "0"], "--bootstrap: got 0, expected at least 100"),
+        (["--severities", "1,6"], "--severities: got 1,6"),
+        (["--corruptions", "CS,none"], "--corruptions: got 'none'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            script.check(script.parse([*given, *more])[1])
+    script.check(script.parse(given)[1])
+    with pytest.raises(UserError, match="unknown protocol 'ffpp'"):
+        script.parse([str(tmp_path), "--out", "w", "--protocol", "ffpp"])
+    _, settings = script.parse([str(tmp_path / "list.csv"), "--out", "w", "--protocol", "qad-celebdf"])
+    assert settings.dataset == "celebdf"
+    with pytest.raises(UserError, match=r"list\.csv: no such"):
+        script.check(settings)
+    (tmp_path / "list.csv").touch()  # a dataset may be a list of files
+    script.check(settings)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "reproduce.json").write_text('{"stages": [1]}')
+    with pytest.raises(UserError, match=r"reproduce\.json: cannot be read .* delete it"):
+        script.Work(tmp_path / "out")
+
+
+def test_a_command_that_outlives_a_killed_call_keeps_others_out(script, tmp_path):
+    sole_user = sys.modules["reproduce_work"].sole_user
+    code = (
+        "import sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[1])\n"
+        "import reproduce, reproduce_work\nout = Path(sys.argv[2])\n"
+        "command = ('python', '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)')\n"
+        "with reproduce_work.sole_user(out) as lock:\n"
+        "    reproduce.execute(command, out / 'logs' / 'x.log', sys.stdout, lock)\n"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code, str(SCRIPTS), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    left = int(killed.stdout.readline())
+    try:
+        killed.kill()
+        killed.wait()
+        with pytest.raises(UserError, match="another call is at work there, or the last command of one"):
+            with sole_user(tmp_path):
+                pass
+    finally:
+        os.kill(left, signal.SIGKILL)
+        killed.stdout.close()
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with sole_user(tmp_path):
+                return
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_training_that_a_signal_stopped_is_not_done(script, tmp_path):
     stage = sys.modules["reproduce_steps"].Stage
     for name, run, expected in (
@@ -161,7 +269,7 @@ def test_training_that_a_signal_stopped_is_not_done(script, tmp_path):
         ("whole", write_run(tmp_path / "whole", epochs=4), "done"),
     ):
         fit = stage(f"fit-{name}", ("qadtrain", "fit"), (run / "config.toml",), trains=run)
-        assert script.judged(fit, 0)[0] == expected
+        assert script.judged(fit, 0, {})[0] == expected
         assert script.command_of(fit) == ["qadtrain", "fit"]
         (run / "checkpoints").mkdir()
         (run / "checkpoints" / "step-1.state.pt").touch()
@@ -191,6 +299,8 @@ def test_wrong_use_is_one_line_and_a_dry_run_writes_nothing(tmp_path):
     dry = run(*given, "--dry-run")
     assert dry.returncode == 0 and "# fit-ce\nqadtrain fit" in dry.stdout and not (tmp_path / "out").exists()
     assert run("--out", "x").returncode == 2
+    nowhere = run("--shards", str(tmp_path / "set"), "--out", str(Path(__file__) / "out"))
+    assert nowhere.returncode == 1 and re.fullmatch(r"error: .*out: Not a directory; .*\n", nowhere.stderr)
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """The page about runs: its contents, and that a browser shows it whole without the network."""
 
+import hashlib
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +15,8 @@ from helpers.untrained_runs import untrained_run
 from PIL import Image
 
 from qadprep.errors import UserError
+from qadprep.plot_style import COLOURS
+from qadprep.shardset import ShardSet
 from qadtrain.compare import compare_runs_on
 from qadtrain.cross import cross
 from qadtrain.evaluate import evaluate
@@ -21,7 +25,9 @@ from qadtrain.gradcam_consistency import consistency
 from qadtrain.robustness import evaluate_robustness
 from qadtrain.run_plots import curves, points, thinned
 from qadtrain.run_report import write_run_report
-from qadtrain.run_report_hardest import hardest
+from qadtrain.run_report_hardest import Hard, hardest, strip_of
+from qadtrain.run_report_looks import robustness_chapter, theorem_chapter
+from qadtrain.run_results import ROBUSTNESS, THEOREM, Found, Results, remarks_on_weights
 from qadtrain.theorem import theorem_terms
 
 
@@ -29,6 +35,8 @@ from qadtrain.theorem import theorem_terms
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     first = write_run(folder / "a <b>", epochs=2, stopping="SIGTERM")
+    with (first / "metrics.jsonl").open("a") as file:  # a foreign line, and half of one
+        file.write('{"kind": "validation", "global_step": 41, "auc/raw": 1.0}\n{"kind": "tra')
     return first, write_run(folder / "second", ("awp.gamma=0.5",), epochs=4, level=2.0)
 
 
@@ -40,10 +48,12 @@ def table(text: str, caption: str) -> list[list[str]]:
 
 
 def test_one_run(folders, tmp_path):
-    found = write_run_report(folders[:1], tmp_path)
+    out = tmp_path / "gamma0.002"  # a folder, though its name has what looks like an ending
+    out.mkdir()
+    found = write_run_report(folders[:1], out)
     nothing = {"results": {}, "faults": []}
-    assert found == {"report": str(tmp_path / "report.html"), "runs": ["a <b>"], "figures": 10} | nothing
-    text = (tmp_path / "report.html").read_text()
+    assert found == {"report": str(out / "report.html"), "runs": ["a <b>"], "figures": 10} | nothing
+    text = (out / "report.html").read_text()
     assert text.count("<svg") == text.count("</svg>") == 10 and "<script" not in text
     assert not re.search(r"(src|href)=[\"'](?!#)", text)
     head, row = table(text, "Best validation")
@@ -56,8 +66,9 @@ def test_one_run(folders, tmp_path):
     )
     assert (cells["best"], cells["in epoch"]) == ("0.8000", "2")
     assert "SIGTERM" in text[: text.index("Training</h2>")]
+    assert "a &lt;b&gt;: lines of metrics.jsonl that cannot be read: 2." in text
     rates = dict(zip(*table(text, "Rates"), strict=True))
-    assert (rates["tuples/s"], rates["data wait"], rates["skipped"]) == ("101.0", "25.0%", "3 tuples")
+    assert (rates["tuples/s"], rates["data wait"], rates["skipped"]) == ("100.5", "25.0%", "3 tuples")
     assert ["optim.epochs", "4", "32"] in table(text, "What differs from the defaults")
     facts = dict(table(text, "Facts"))
     assert facts["commit"] == "0123456789ab" and facts["parameters"] == "12,345" and facts["version, torch"] == "2.0"
@@ -283,7 +294,116 @@ def test_without_shards_no_crops_and_scores_of_earlier_weights_are_said_to_be(wi
     assert "ce was trained further since" in text and "ce: 2 damaged tuples and 1 scores not finite" in text
 
 
+def test_a_run_keeps_its_colour_where_another_has_no_values():
+    for svg in (
+        curves("x", {"ce": ([], []), "qad": ([1, 2], [0.1, 0.2])}, "", "", ""),
+        points("x", {"ce": {}, "qad": {"raw": (50.0, 40.0, 70.0)}}, ("raw",), "", "", ""),
+    ):
+        assert COLOURS[1] in svg and COLOURS[0] not in svg and ">ce<" not in svg
+
+
+def test_axes_have_numbers_that_can_be_read():
+    def numbers(svg: str) -> list[float]:
+        return [float(text) for text in re.findall(r"<text[^>]*>([0-9.]+)</text>", svg)]
+
+    alone = numbers(curves("x", {"a": ([10], [0.25])}, "", "", ""))
+    assert {9, 10, 11} <= set(alone) and 9.5 not in alone
+    # A log axis inside of one decade would have no number at all.
+    assert (
+        len([n for n in numbers(curves("x", {"a": ([100, 200], [2.1, 2.9])}, "", "", "", scale="log")) if n < 10]) > 2
+    )
+
+
+def test_every_name_is_in_the_legend_and_leaves_room_for_the_curve():
+    names = ["_first", *(f"run-{letter}-" + "x" * 90 + letter for letter in "ab")]
+    for svg in (
+        curves("x", {name: ([1, 2], [0.1, 0.5]) for name in names}, "side", "alt", ""),
+        points("x", {name: {"raw": (50.0, 40.0, 70.0)} for name in names}, ("raw",), "side", "alt", ""),
+    ):
+        shown = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+        assert " _first" in shown and sum(text.startswith("run-") and "…" in text for text in shown) == 2
+        assert any(text.endswith("xa") for text in shown) and any(text.endswith("xb") for text in shown)
+
+
 def test_points_have_their_intervals_and_nothing_is_no_figure():
     assert points("x", {"a": {}}, ("raw",), "", "", "") == ""
     svg = points("x", {"a": {"raw": (50.0, 40.0, 70.0)}, "b": {}}, ("raw", "c40"), "AUC", "alt", "below", at=50)
     assert svg.count("<svg") == 1 and ">raw<" in svg and ">c40<" in svg and "below" in svg
+
+
+def test_the_crops_of_a_hard_tuple_stand_over_their_own_probabilities():
+    images = {"raw": np.full((64, 64, 3), (200, 10, 10)), "c40": np.full((64, 64, 3), (10, 10, 200))}
+    images = {quality: image.astype(np.uint8) for quality, image in images.items()}
+    hard = Hard("ffpp/original/000/000001_0", 0, "original", 0.9, {"raw": 0.9, "c40": 0.1})
+    picture = np.asarray(strip_of(hard, images))
+    side = 128  # twice the crop's
+    for column, quality in enumerate(images):
+        left = column * (side + 6)
+        assert (picture[16 : 16 + side, left : left + side] == images[quality][0, 0]).all(), quality
+        below = picture[17 + side :, left : left + side].astype(int)
+        red = ((below[..., 0] - below[..., 1] > 100) & (below[..., 0] > 150)).any()
+        assert red == (quality == "raw")  # what is wrong is written in red
+
+
+def test_one_run_scored_in_two_ways_has_two_tables(with_results, tmp_path):
+    copy = shutil.copytree(with_results[0][0], tmp_path / "ce")
+    again = shutil.copytree(copy / "eval" / "set-test", copy / "eval" / "set-test-top3")
+    shutil.copytree(copy / "eval" / "set-test", copy / "eval" / "set-test-twice")
+    contents = json.loads((again / "report.json").read_text())
+    contents["aggregate"] = "top3"
+    contents["metrics"]["video"]["raw"]["average"]["auc"] = 0.125
+    (again / "report.json").write_text(json.dumps(contents))
+    found = write_run_report([copy], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert found["faults"] == [] and found["results"] == {"eval": 3}
+    rows = {name: table(text, f"AUC, video level on {name}")[1:] for name in ("set-test", "set-test-top3")}
+    assert all([row[:2] for row in each] == [[q, "ce"] for q in ("raw", "c23", "c40", "average")]
+               for each in rows.values())  # fmt: skip
+    assert rows["set-test-top3"][0][-2].startswith("12.50") and not rows["set-test"][0][-2].startswith("12.50")
+    assert "mean of its 3 highest probabilities" in text and "mean of its frames&#x27; probabilities" in text
+    assert "Scores on set-test-twice" in text
+
+
+def test_tuples_that_cannot_be_shown_are_named_and_so_is_another_set(with_results, make_shards, tmp_path):
+    run, shards = with_results[0][0], with_results[1]
+    broken = shutil.copytree(shards, tmp_path / "set")
+    key = hardest(run / "eval" / "set-test" / "scores.parquet")["raw"][0].key
+    with ShardSet(str(broken)) as opened:
+        row = opened.table.slice(opened.position_of(key), 1).to_pylist()[0]
+    with (broken / "test-000000.tar").open("r+b") as file:
+        file.seek(row["raw_offset"])
+        file.write(b"no picture")
+    found = write_run_report([run], tmp_path / "page.html", shards=[broken])
+    (line,) = found["faults"]
+    assert line.startswith("hardest tuples: ") and key in line and line.endswith("raw: not a PNG file")
+    other = make_shards(tmp_path / "other", {"test": 8}, seed=1)
+    found = write_run_report([run], tmp_path / "page.html", shards=[other])
+    assert found["faults"] == []
+    assert (
+        "No crops: no set of <code>--shards</code> is the one that was scored" in (tmp_path / "page.html").read_text()
+    )
+
+
+def test_weights_are_compared_with_those_of_their_own_run_alone(tmp_path):
+    runs = {}
+    for group in ("x", "y"):
+        (tmp_path / group / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / group / "run" / "checkpoints" / "best.safetensors").write_text(group)
+        runs[f"{group}/run"] = SimpleNamespace(path=tmp_path / group / "run")
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    scored = Found(ROBUSTNESS, "", tmp_path, {"settings": {"weights": {"run": sha256}}})
+    assert remarks_on_weights(scored, runs) == []  # whether it is x/run or y/run is not known
+    (remark,) = remarks_on_weights(scored, {"y": runs["y/run"]})
+    assert remark.startswith("y was trained further since")
+    assert remarks_on_weights(scored, {"x": runs["x/run"]}) == []
+
+
+def test_what_is_left_out_and_the_resolution_are_said(with_results):
+    runs, _, shared = with_results
+    terms = json.loads((runs[1] / "theorem" / "set-test" / "theorem.json").read_text())
+    terms |= {"left_out": 2, "damaged": ["one that cannot be read"]}
+    (_, section) = theorem_chapter(Results([Found(THEOREM, "qad", shared, terms)]))
+    assert "qad: 3 tuples without finite logits are left out." in section.text
+    blurred = json.loads((shared / "robustness" / "robustness.json").read_text())
+    (_, section, *_) = robustness_chapter(Results([Found(ROBUSTNESS, "", shared, blurred)]), {})
+    assert "Pictures are corrupted at: crop, 32 px; blocks: scaled." in section.text
