@@ -27,13 +27,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qadprep.errors import UserError
 from qadtrain.config_io import load_config, read_toml
 from qadtrain.facts import config_hash
 from qadtrain.safe_files import explained, pending, remove, sha256_of, sync_folder, write_atomically, write_synced
+from qadtrain.weights_file import on_host, saved_step, weights_bytes
 
 __all__ = [
     "CONFIG_NAME",
@@ -112,7 +113,7 @@ def save_best(run_dir: Path, model: nn.Module | Mapping[str, Tensor], note: Mapp
     """
     path = _folder(run_dir) / f"best{_WEIGHTS}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _weights_bytes(model, note))
+    write_atomically(path, weights_bytes(model, note))
 
 
 def save_last(
@@ -141,9 +142,9 @@ def save_last(
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"version": STATE_VERSION, **state}
     if ema is not None:
-        contents["ema"] = _on_host(ema)
+        contents["ema"] = on_host(ema)
     _check_plain(contents, "state")
-    weights_data = _weights_bytes(model, {"global_step": step, **_position_note(run_dir, state), **(note or {})})
+    weights_data = weights_bytes(model, {"global_step": step, **_position_note(run_dir, state), **(note or {})})
     contents["weights_sha256"] = hashlib.sha256(weights_data).hexdigest()
     buffer = io.BytesIO()
     torch.save(contents, buffer)
@@ -251,7 +252,7 @@ def _open(pair: Pair) -> dict[str, Any]:
     version = state.get("version")
     if version not in (1, STATE_VERSION):
         raise UserError(f"{pair.state}: format {version}, expected {STATE_VERSION}; start a new run")
-    mark = _saved_step if version == 1 else sha256_of
+    mark = saved_step if version == 1 else sha256_of
     expected = int(state["global_step"]) if version == 1 else state["weights_sha256"]
     if mark(pair.weights) == expected:
         return state
@@ -260,7 +261,7 @@ def _open(pair: Pair) -> dict[str, Any]:
         sync_folder(pair.weights.parent)
         return state
     if version == 1:
-        got = _saved_step(pair.weights)
+        got = saved_step(pair.weights)
         raise _Damaged(f"{pair.weights}: got weights of step {got}, expected {expected}")
     raise _Damaged(f"{pair.weights}: {'damaged weights' if pair.weights.is_file() else 'weights are missing'}")
 
@@ -274,21 +275,6 @@ def _delete_old(folder: Path, step: int, keep: int) -> None:
     remove(pair.state for pair in found if pair not in kept)
     files = [*folder.glob("step-*"), *folder.glob("last.*")]
     remove(file for file in files if file.name not in names)
-
-
-def _on_host(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the host, one piece of memory each, as safetensors wants them."""
-    tensors, seen = {}, set()
-    for name, tensor in (model.state_dict() if isinstance(model, nn.Module) else model).items():
-        host = tensor.detach().cpu().contiguous()
-        memory = host.untyped_storage().data_ptr()
-        tensors[name] = host.clone() if memory in seen else host
-        seen.add(memory)
-    return tensors
-
-
-def _weights_bytes(model: nn.Module | Mapping[str, Tensor], note: Mapping[str, Any]) -> bytes:
-    return save(_on_host(model), metadata={key: str(value) for key, value in note.items()})
 
 
 def _check_plain(value: Any, where: str) -> None:
@@ -312,11 +298,3 @@ def _position_note(run_dir: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     if file.is_file():
         note["config"] = config_hash(load_config(base=read_toml(file)))
     return note
-
-
-def _saved_step(path: Path) -> int | None:
-    try:
-        with safe_open(path, "pt") as file:
-            return int((file.metadata() or {}).get("global_step", -1))
-    except (SafetensorError, OSError):
-        return None

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from qadprep.errors import UserError
 from qadtrain.augment import MEAN_STD
 from qadtrain.checkpoint import CONFIG_NAME, RUN_NAME, read_run_json, write_atomically
@@ -19,6 +17,7 @@ from qadtrain.model_card import card_text, evaluations
 from qadtrain.model_folder import CARD_NAME, FILES, HUB_CONFIG_NAME, ONNX_FOLDER, WEIGHTS_NAME
 from qadtrain.models import TappedModel
 from qadtrain.safe_files import remove
+from qadtrain.weights_file import weights_bytes
 
 # What of run.json is passed on: the command line, events and whatever else is in it stay here.
 _RUN_FACTS = (
@@ -94,8 +93,7 @@ def write_model_folder(
         with_onnx=with_onnx,
     )
     write_atomically(out_dir / CARD_NAME, card.encode())
-    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in model.backbone.state_dict().items()}
-    write_atomically(out_dir / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"} | note))
+    write_atomically(out_dir / WEIGHTS_NAME, weights_bytes(model.backbone, {"format": "pt"} | note))
     return out_dir
 
 
