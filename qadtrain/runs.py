@@ -162,11 +162,14 @@ def scores_of(record: Mapping[str, Any], metric: str) -> dict[str, float]:
 
 
 def _runs_below(folder: Path, depth: int) -> list[Path]:
-    if is_run(folder):
-        return [folder]
-    if not depth:
-        return []
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        if is_run(folder):
+            return [folder]
+        if not depth:
+            return []
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except PermissionError:
+        return [folder]  # shown as broken, with the reason
     return [run for path in below for run in _runs_below(path, depth - 1)]
 
 

@@ -1,8 +1,10 @@
 """The list of runs and their comparison, from files alone."""
 
+import errno
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from helpers.run_folders import without_end, write_run
@@ -100,6 +102,26 @@ def test_folders_are_searched_and_broken_runs_listed_with_their_fault(tmp_path):
     row = next(line for line in shown.splitlines() if line.strip().startswith("newer")).split()
     assert row[:8] == ["newer", "tiny", "finished", "4/4", "80", "0.9000", "95.0", "85.0"]
     assert "awp.gamma: got -1" in shown and "best: auc/average" in shown and "data: ab12ab12ab12" in shown
+
+
+def test_a_folder_that_may_not_be_read_is_broken_and_the_others_are_listed(tmp_path, monkeypatch):
+    for name in ("sound", "closed"):
+        write_run(tmp_path / name)
+
+    def guarded(method):
+        def call(path, *arguments, **options):
+            if path.parent.name == "closed":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return method(path, *arguments, **options)
+
+        return call
+
+    for name in ("is_file", "read_text"):
+        monkeypatch.setattr(Path, name, guarded(getattr(Path, name)))
+    found = {run.name: run for run in runs.list_runs([tmp_path])}
+    assert set(found) == {"sound", "closed"}
+    assert found["closed"].state == "broken" and "Permission denied" in found["closed"].fault
+    assert found["sound"].state == "stopped"
 
 
 def test_folders_without_runs_are_one_line(tmp_path):
