@@ -110,6 +110,8 @@ def compare_command(
     from qadtrain.compare_tables import comparison_csv, comparison_tables
     from qadtrain.safe_files import write_atomically
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work
     with interruptible():
         comparison = compare_runs_on(
             run_a,
@@ -131,7 +133,6 @@ def compare_command(
     console = console_beside(as_json)
     show(console, comparison_tables(comparison))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         contents = json.dumps(comparison.as_json(), indent=2, allow_nan=False) + "\n"
         write_atomically(out / "compare.json", contents.encode())
         write_atomically(out / "compare.csv", comparison_csv(comparison).encode())

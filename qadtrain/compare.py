@@ -52,7 +52,7 @@ def compare_runs_on(
         level: ``frame``, ``video`` or ``both``.
         metrics: of ``ALL_METRICS``.
         aggregate: how a video's frames become one score.
-        bootstrap: paired draws of videos, at least 100.
+        bootstrap: paired draws of recordings, at least 100.
         seed: of the draws.
         say: takes a line that says where the scores are from.
         options: of :func:`qadtrain.evaluate.evaluate`: device, num_workers, batch_tuples, skip_bad, progress.
@@ -62,7 +62,7 @@ def compare_runs_on(
     """
     if level not in (*LEVELS, "both"):
         raise UserError(f"--level: got {level!r}, expected frame, video or both")
-    if unknown := [name for name in metrics if name not in ALL_METRICS]:
+    if unknown := [name for name in metrics or [""] if name not in ALL_METRICS]:
         raise UserError(f"--metrics: got {unknown[0]!r}, expected some of {', '.join(ALL_METRICS)}")
     check_draws(bootstrap, least=100)
     check_aggregate(aggregate)

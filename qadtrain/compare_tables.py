@@ -19,7 +19,7 @@ class Difference:
 
     Attributes:
         a, b: the metric of each run, on the samples that both have scored.
-        low, high: ends of the 95 % interval of b - a, paired draws of videos.
+        low, high: ends of the 95 % interval of b - a, paired draws of recordings.
         p: two-sided, of the same draws.
         p_delong: two-sided, DeLong's test; AUC at video level only, and not for averages.
     """
@@ -90,7 +90,7 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table]:
         title = Text(f"{level} level, percent: A = {comparison.run_a}, B = {comparison.run_b}")
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for name in ("quality", "method", ""):
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", no_wrap=name != "method")
         exact = any(not isnan(row.p_delong) for row in rows)
         for name in ("A", "B", "B - A", "95 % interval", "p", *(["p DeLong"] if exact else [])):
             table.add_column(name, justify="right", no_wrap=True)
@@ -101,7 +101,8 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table]:
             figures = [percent(row.a), percent(row.b), change, ends, p_text(row.p)]
             labels = (Text(row.quality), Text(row.method), SHORT[row.metric])
             table.add_row(*labels, *figures, *([p_text(row.p_delong)] if exact else []), end_section=last)
-        lines = [f"{comparison.compared} scores compared; intervals and p by {comparison.draws} paired draws of videos"]
+        how = f"intervals and p by {comparison.draws} paired draws of recordings"
+        lines = [f"{comparison.compared} scores compared; {how}"]
         table.caption, table.caption_justify = Text("\n".join([*lines, *comparison.notes])), "left"
         yield table
 

@@ -78,6 +78,8 @@ def cross(
     check_aggregate(aggregate)
     check_draws(bootstrap)
     places = [_named(text) for text in sets]
+    if out_dir is not None:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work
     scored: dict[int, list[tuple[int, Scored]]] = {column: [] for column in range(len(places))}
     failures: list[str] = []
     how = {"split": split, "checkpoint": checkpoint, "say": say, "aggregate": aggregate, **options}
@@ -88,7 +90,7 @@ def cross(
             except UserError as error:
                 failures.append(f"{run} on {path}: {error}")
     if not any(scored.values()):
-        raise UserError(f"nothing could be scored: {failures[0]}")
+        raise UserError(f"nothing could be scored: {'; '.join(failures)}")
     names = _column_names(places, scored)
     cells: list[dict[str, CrossCell]] = [{} for _ in runs]
     for column, found in scored.items():
@@ -206,7 +208,7 @@ def _notes(rows: Sequence[CrossRow], level: str, bootstrap: int) -> list[str]:
     """Of our rows: what is averaged, qualities of each set, what makes a figure doubtful."""
     notes = [f"ours: {level} level; mean over the qualities of a set, all samples of a quality pooled"]
     if bootstrap:
-        notes.append(f"below ours: 95 % interval, {bootstrap} draws of videos")
+        notes.append(f"below ours: 95 % interval, {bootstrap} draws of recordings")
     seen: dict[str, CrossCell] = {}
     for row in rows:
         for name, cell in row.cells.items():

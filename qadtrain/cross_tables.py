@@ -97,10 +97,10 @@ def cross_text(table: CrossTable) -> Table:
     title = Text(f"{table.level} level, split {table.split}, percent")
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     shown.add_column("detector", overflow="fold")
-    shown.add_column("source")
+    shown.add_column("source", no_wrap=True)
     for name in table.sets:
         for metric in SHOWN:
-            shown.add_column(Text(f"{name}\n{SHORT[metric]}"), justify="right")
+            shown.add_column(Text(f"{name}\n{SHORT[metric]}"), justify="right", overflow="fold")
     for number, row in enumerate(table.rows):
         figures = [_figure(row.cells.get(name), metric, "\n{}") for name in table.sets for metric in SHOWN]
         last = number + 1 < len(table.rows) and table.rows[number + 1].source != row.source
@@ -150,7 +150,6 @@ def cross_csv(table: CrossTable) -> str:
 
 def write_cross(table: CrossTable, folder: Path) -> None:
     """cross.txt, cross.tex, cross.csv and cross.json."""
-    folder.mkdir(parents=True, exist_ok=True)
     plain = Console(file=io.StringIO(), width=40 + 24 * len(table.sets), color_system=None)
     plain.print(cross_text(table))
     for name, text in (
@@ -170,4 +169,4 @@ def _figure(cell: CrossCell | None, metric: str, ends: str) -> str:
     digits = 2 if cell.qualities else 1  # as printed
     if isnan(low) or isnan(value):
         return percent(value, digits)
-    return percent(value, digits) + ends.format(f"{100 * low:.1f}-{100 * high:.1f}")
+    return percent(value, digits) + ends.format(f"{100 * low:.1f} - {100 * high:.1f}")

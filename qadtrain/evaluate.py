@@ -24,6 +24,7 @@ from qadtrain.distributed import Ranks
 from qadtrain.forward import batch_logits
 from qadtrain.guard import together
 from qadtrain.metrics import SHORT
+from qadtrain.model_folder import is_model_folder, load_model_folder
 from qadtrain.models import build_model
 from qadtrain.safe_files import sha256_of, write_atomically
 from qadtrain.score_files import SCORES_NAME, fake_margin, fake_probability, write_scores
@@ -53,8 +54,15 @@ _MOST_NAMED = 20
 
 
 def load_run(run_dir: Path, checkpoint: str) -> tuple[Config, nn.Module, dict[str, str]]:
-    """Configuration and model of a run folder, with the weights of ``best`` or ``last`` and their note."""
+    """Configuration and model of a run folder, with the weights of ``best`` or ``last`` and their note.
+
+    A folder of `qadtrain push` does as well; the one checkpoint in it is ``best``.
+    """
     read_run_json(run_dir)
+    if is_model_folder(run_dir):
+        if checkpoint != "best":
+            raise UserError(f"--checkpoint: got {checkpoint}, expected best: {run_dir} holds one checkpoint")
+        return load_model_folder(run_dir)
     config = load_config(base=read_toml(Path(run_dir) / CONFIG_NAME))
     model, _ = build_model(config.model, load_weights=False)
     note = load_weights(checkpoint_path(run_dir, checkpoint), model)
@@ -171,7 +179,7 @@ def evaluate(
         out_dir: where to write; default as :func:`eval_folder` names it.
         batch_tuples: tuples per forward pass; default that of training.
         aggregate: how a video's frames become one score: ``prob``, ``logit``, ``top5`` (:func:`check_aggregate`).
-        bootstrap: draws of videos for the 95 % intervals; 0 = none.
+        bootstrap: draws of recordings for the 95 % intervals; 0 = none.
         seed: of the draws.
         skip_bad: damaged tuples that may be left out; they are counted and named, and have no score.
         progress: show it on stderr.
@@ -189,6 +197,8 @@ def evaluate(
         raise UserError(f"--skip-bad: got {skip_bad}, expected 0 or more")
     check_aggregate(aggregate)
     check_draws(bootstrap)
+    if out_dir is not None:
+        out_dir.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is known before the work, not after
     config, model, note = load_run(run_dir, checkpoint)
     where = choose_device(device)
     damaged: dict[int, str] = {}
@@ -233,7 +243,7 @@ def evaluate(
         "qualities": list(report.qualities),
         "methods": list(report.methods),
         "aggregate": aggregate,
-        "bootstrap": {"draws": bootstrap, "seed": seed, "drawn": "videos, per dataset, method and class"},
+        "bootstrap": {"draws": bootstrap, "seed": seed, "drawn": "recordings: an original with its manipulations"},
         "metrics": report.as_json(),
     }
     write_atomically(out_dir / "report.csv", report_csv(report).encode())

@@ -1,8 +1,9 @@
-"""How sure a figure is: bootstrap over videos for every metric, and DeLong's test for AUC.
+"""How sure a figure is: bootstrap over recordings for every metric, and DeLong's test for AUC.
 
-The frames of a video are no independent samples, so videos are drawn, not frames. A draw gives each video a weight
-(how often it was drawn), and what a metric needs is linear in the weights: a histogram of the scores per video, and
-sums per video. All draws of a cell are therefore a few products of matrices; no score is copied or sorted again.
+The frames of a video are no independent samples, nor are an original and its manipulations: they show one recording.
+So recordings are drawn, not frames. A draw gives each video a weight (how often its recording was drawn), and what a
+metric needs is linear in the weights: a histogram of the scores per video, and sums per video. All draws of a cell are
+therefore a few products of matrices; no score is copied or sorted again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse, stats
 
-from qadtrain.metrics import ALL_METRICS, ECE_BINS, PARTIAL_FPR, TPR_AT_FPR
+from qadtrain.metrics import ALL_METRICS, ECE_BINS, EER_TIE, PARTIAL_FPR, TPR_AT_FPR
 
 CONFIDENCE = 0.95
 MOST_THRESHOLDS = 1024
@@ -28,13 +29,15 @@ class Samples:
 
     Attributes:
         labels: int64 (n,), 1 = fake.
-        units: int64 (n,), number of the video (of one class) of each; what is drawn.
-        strata: int64 (units,), number of the stratum of each unit; as many units are drawn in each as it has.
+        units: int64 (n,), number of the video (of one class) of each.
+        strata: int64 (units,), number of the stratum of each unit: those of one dataset, method and class.
+        recordings: int64 (units,), number of the recording of each unit, what is drawn; None: each unit is its own.
     """
 
     labels: np.ndarray
     units: np.ndarray
     strata: np.ndarray
+    recordings: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,10 @@ class Cell:
 def resample(
     prob: np.ndarray, samples: Samples, cells: Mapping[str, Cell], *, draws: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Every metric of every cell in every draw of videos.
+    """Every metric of every cell in every draw of recordings.
 
-    The draws depend on (seed, strata) alone: two detectors scored on the same samples see the same draws, so that
-    differences of their results are paired ones.
+    The draws depend on the seed and on which recording has what, not on scores: two detectors scored on the same
+    samples see the same draws, so that differences of their results are paired ones.
 
     Args:
         prob: float64 (n, Q), fake probabilities at Q qualities; NaN = no score, left out.
@@ -62,20 +65,23 @@ def resample(
 
     Returns:
         name -> float64 (Q, draws, metrics of ``ALL_METRICS``); NaN where a draw has one class alone. All are
-        NaN where a class of the cell has one video of each stratum alone: every draw would be the same. Up to 1,024
+        NaN where a class of the cell would be the same in every draw: it is of one recording. Up to 1,024
         distinct scores the metrics of a draw are exact; beyond, the curves have 1,024 thresholds at quantiles of the
         real and of the fake scores.
     """
-    qualities = [_Counts(prob[:, q], samples) for q in range(prob.shape[1])]
-    sizes = np.bincount(samples.strata) if len(samples.strata) else np.zeros(0, int)
+    recordings, kinds = drawn_together(samples)
+    members = {int(s): np.flatnonzero(samples.strata == s) for s in np.unique(samples.strata)}
+    qualities = [_Counts(prob[:, q], samples, members) for q in range(prob.shape[1])]
+    moving = np.bincount(kinds)[kinds[recordings]] > 1
     varied = {
         name: cell
         for name, cell in cells.items()
-        if all(sizes[list(strata)].max() > 1 for strata in (cell.real, cell.fake) if strata)
+        if all(moving[np.isin(samples.strata, strata)].any() for strata in (cell.real, cell.fake) if strata)
     }
     results = {name: np.full((len(qualities), draws, len(ALL_METRICS)), np.nan) for name in cells}
-    for first, weights in video_weights(samples.strata, draws, seed):
-        rows = slice(first, first + len(next(iter(weights.values()), ())))
+    for first, times in video_weights(kinds, draws, seed):
+        weights = {s: times[:, recordings[those]] for s, those in members.items()}
+        rows = slice(first, first + len(times))
         for q, counts in enumerate(qualities):
             drawn = counts.drawn(weights)
             for name, cell in varied.items():
@@ -83,24 +89,34 @@ def resample(
     return results
 
 
-def video_weights(strata: np.ndarray, draws: int, seed: int) -> Iterator[tuple[int, dict[int, np.ndarray]]]:
-    """Draws with replacement, the same number of videos in each stratum as it has.
+def drawn_together(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """What is drawn, and out of what: the recording of each unit, and of each recording the number of its kind.
+
+    Recordings with units in the same strata are of one kind. Of each kind as many are drawn as there are, so that a
+    draw has both classes and every method keeps its share. Those that are alone of their kind are drawn as one more.
+    """
+    if samples.recordings is None or not len(samples.strata):
+        return np.arange(len(samples.strata)), samples.strata
+    has = np.zeros((samples.recordings.max() + 1, samples.strata.max() + 1), bool)
+    has[samples.recordings, samples.strata] = True
+    _, kinds, sizes = np.unique(has, axis=0, return_inverse=True, return_counts=True)
+    kinds = kinds.reshape(-1)
+    return samples.recordings, np.where(sizes[kinds] > 1, kinds, len(sizes))
+
+
+def video_weights(strata: np.ndarray, draws: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Draws with replacement, as many in each stratum as it has.
 
     Yields:
-        Number of the first draw, and stratum -> float64 (draws at once, videos of the stratum): how often each is in.
+        Number of the first draw, and float64 (draws at once, n): how often each of the n is in.
     """
     rng = np.random.default_rng(seed)
-    sizes = np.bincount(strata) if len(strata) else np.zeros(0, int)
+    members = [np.flatnonzero(strata == number) for number in np.unique(strata)]
     for first in range(0, draws, _DRAWS_AT_ONCE):
-        count = min(_DRAWS_AT_ONCE, draws - first)
-        yield (
-            first,
-            {
-                number: rng.multinomial(size, np.full(size, 1 / size), size=count).astype(np.float64)
-                for number, size in enumerate(sizes)
-                if size
-            },
-        )
+        times = np.zeros((min(_DRAWS_AT_ONCE, draws - first), len(strata)))
+        for those in members:
+            times[:, those] = rng.multinomial(len(those), np.full(len(those), 1 / len(those)), size=len(times))
+        yield first, times
 
 
 def interval(values: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +162,8 @@ def delong(scores_a: np.ndarray, scores_b: np.ndarray, labels: np.ndarray) -> De
         labels: int (n,), 1 = fake.
 
     Returns:
-        p is 1 where both rank the classes alike, NaN with fewer than two samples of a class; where the difference has
-        no variance at all and is not zero (two perfect-and-wrong rankings), p is 0.
+        p is 1 where both rank the classes alike. It is NaN with fewer than two samples of a class, and where the AUCs
+        differ but no variance can be seen (a perfect ranking against a constant score): there is no test of that.
     """
     fake = labels == 1
     m, n = int(fake.sum()), int((~fake).sum())
@@ -159,8 +175,8 @@ def delong(scores_a: np.ndarray, scores_b: np.ndarray, labels: np.ndarray) -> De
     error = float(np.sqrt(of_fakes.var(ddof=1) / m + of_reals.var(ddof=1) / n))
     difference = auc_a - auc_b
     if error == 0:
-        same = abs(difference) < 1e-12
-        return DeLong(auc_a, auc_b, 0.0, 0.0 if same else np.copysign(np.inf, difference), 1.0 if same else 0.0)
+        z, p = (0.0, 1.0) if abs(difference) < 1e-12 else (float("nan"),) * 2
+        return DeLong(auc_a, auc_b, 0.0, z, p)
     z = difference / error
     return DeLong(auc_a, auc_b, error, z, float(2 * stats.norm.sf(abs(z))))
 
@@ -190,7 +206,7 @@ class _Drawn:
 class _Counts:
     """Of one quality: the scores of each video as a histogram, and its sums."""
 
-    def __init__(self, prob: np.ndarray, samples: Samples) -> None:
+    def __init__(self, prob: np.ndarray, samples: Samples, members: Mapping[int, np.ndarray]) -> None:
         scored = np.isfinite(prob)
         prob, labels, units = prob[scored], samples.labels[scored], samples.units[scored]
         edges = thresholds(prob, labels)
@@ -209,7 +225,6 @@ class _Counts:
         histogram = sparse.csc_matrix(
             (np.ones(len(prob)), (bins, units)), shape=(max(1, len(edges)), len(samples.strata))
         )
-        members = {int(s): np.flatnonzero(samples.strata == s) for s in np.unique(samples.strata)}
         self._histograms = {s: histogram[:, those].tocsr() for s, those in members.items()}
         self._sums = {s: sums[those] for s, those in members.items()}
 
@@ -268,7 +283,8 @@ def _curve_metrics(false_positives: np.ndarray, true_positives: np.ndarray) -> d
     at_limit = t0 + (t1 - t0) * (PARTIAL_FPR - f0) / (f1 - f0)
     area -= (PARTIAL_FPR - f0) * (t1 - at_limit) / 2
     least = PARTIAL_FPR**2 / 2
-    nearest = np.abs(fpr + tpr - 1).argmin(axis=0)
+    gaps = np.abs(fpr + tpr - 1)
+    nearest = (gaps <= gaps.min(axis=0) + EER_TIE).argmax(axis=0)
     precision = true_positives / np.maximum(true_positives + false_positives, 1e-300)
     values = {
         "auc": (np.diff(fpr, axis=0) * middle).sum(axis=0),

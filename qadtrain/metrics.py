@@ -12,7 +12,6 @@ from torchmetrics.functional.classification import (
     binary_auroc,
     binary_average_precision,
     binary_calibration_error,
-    binary_eer,
     multiclass_accuracy,
 )
 from torchmetrics.functional.regression import mean_squared_error
@@ -43,6 +42,7 @@ SHORT = {
 PARTIAL_FPR = 0.1  # partial AUC up to here
 TPR_AT_FPR = 0.01
 ECE_BINS = 15
+EER_TIE = 1e-12  # error rates nearer to each other by less than this are as near
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def binary_scores(prob_fake: np.ndarray, labels: np.ndarray) -> Scores:
     return Scores(
         accuracy,
         float(binary_auroc(preds, target, thresholds=None)),
-        float(binary_eer(preds, target, thresholds=None)),
+        _equal_error_rate(preds, target),
         real,
         fake,
         "; ".join(left_out),
@@ -165,6 +165,19 @@ def average(scores: Sequence[Scores], *, full: bool = False) -> Scores:
     reason = f"{undefined} of {len(scores)} cells have no AUC and EER" if undefined else ""
     counts = {name: sum(getattr(score, name) for score in scores) for name in ("real", "fake", "unscored")}
     return (FullScores if full else Scores)(**means, **counts, reason=reason)
+
+
+def _equal_error_rate(preds: torch.Tensor, target: torch.Tensor) -> float:
+    """As torchmetrics' ``binary_eer``: at the first point of the curve where the two error rates are nearest.
+
+    There is often a second one as near, with another mean, and in torchmetrics' float32 a rounding error decides.
+    """
+    from sklearn.metrics import roc_curve
+
+    fpr, tpr, _ = roc_curve(target.numpy(), preds.numpy(), drop_intermediate=False)
+    gaps = np.abs(fpr + tpr - 1)
+    first = int((gaps <= gaps.min() + EER_TIE).argmax())
+    return float((fpr[first] + 1 - tpr[first]) / 2)
 
 
 def _finite(prob_fake: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, int]:

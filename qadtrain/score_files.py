@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import torch
 
 from qadprep.errors import UserError
-from qadtrain.safe_files import pending
+from qadtrain.safe_files import write_atomically
 
 SCORES_NAME = "scores.parquet"
 OK, DAMAGED, NOT_FINITE = "ok", "damaged", "not finite"
 _NUMBERS = ("logit_real", "logit_fake", "prob_fake")
+_NEEDED = ("label", "dataset", "method", "video", "face")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def write_scores(
     ):
         table = table.append_column(name, pa.array(values, pa.float64(), mask=absent))
     table = table.append_column("status", pa.array(status.tolist(), pa.string()))
-    pq.write_table(table, pending(path))
-    pending(path).replace(path)
+    whole = pa.BufferOutputStream()
+    pq.write_table(table, whole)
+    write_atomically(path, whole.getvalue())
 
 
 def read_scores(path: Path) -> KeptScores:
@@ -87,7 +89,7 @@ def read_scores(path: Path) -> KeptScores:
         table = pq.read_table(path)
         qualities = tuple(dict.fromkeys(table["quality"].to_pylist()))
         numbers = [table[name].to_numpy() for name in _NUMBERS[:2]]
-        keys = table["key"].to_pylist()
+        keys = table.select(["key", *_NEEDED])["key"].to_pylist()
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a file of scores ({reason}); score the run again with `qadtrain eval`") from None

@@ -60,7 +60,8 @@ class SplitRows:
     """The rows of a split's index, grouped as its figures need them.
 
     Args:
-        index: columns label, dataset, method, video and face.
+        index: columns label, dataset, method, video and face; and group, the recording, without which each video is
+            taken for one of its own.
 
     Attributes:
         columns: name -> (dataset, method) of each manipulation.
@@ -75,7 +76,7 @@ class SplitRows:
         self.columns = method_columns(self.dataset, self.method)
         names = np.array(["\0".join(parts) for parts in zip(self.dataset, self.method, video, face, strict=True)])
         _, self.first, self.group = np.unique(names, return_index=True, return_inverse=True)
-        # What the bootstrap draws: a video's real faces, or its fake ones.
+        # The units of the bootstrap: a video's real faces, or its fake ones.
         clips = zip(self.dataset, self.method, video, self.labels, strict=True)
         _, first, self.unit = np.unique(
             np.array([f"{d}\0{m}\0{v}\0{y}" for d, m, v, y in clips]), return_index=True, return_inverse=True
@@ -84,11 +85,16 @@ class SplitRows:
         self._strata = sorted(set(kinds))
         number = {kind: n for n, kind in enumerate(self._strata)}
         self._stratum = np.array([number[kind] for kind in kinds], np.int64)
+        self._recording = None
+        if "group" in index.column_names:
+            groups = index["group"].take(pa.array(first)).to_pylist()
+            shown = np.array([f"{self.dataset[i]}\0{group}" for i, group in zip(first, groups, strict=True)])
+            self._recording = np.unique(shown, return_inverse=True)[1]
 
     def samples(self, level: str) -> Samples:
-        """Labels and units of the rows (frame level) or of the videos (video level)."""
+        """Labels, units and recordings of the rows (frame level) or of the videos (video level)."""
         rows = np.arange(len(self.labels)) if level == "frame" else self.first
-        return Samples(self.labels[rows], self.unit[rows], self._stratum)
+        return Samples(self.labels[rows], self.unit[rows], self._stratum, self._recording)
 
     def kinds(self, level: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels, datasets and methods of the rows or of the videos."""
@@ -171,19 +177,19 @@ def summarise(
     """Metrics per level, quality and method.
 
     Each manipulation is scored against the originals of its own dataset in the same split; ``all`` pools every
-    sample of a quality; ``average`` is the plain mean over the methods (in a row) and over the qualities (of a
-    column). Video level takes one score of the frames of a video, or of one face where a video has several with
-    labels of their own.
+    sample of a quality; ``average`` is the plain mean over the methods (in a row) and over the qualities (of a column),
+    and its counts are sums over them, so that originals count for each method. Video level takes one score of the
+    frames of a video, or of one face where a video has several with labels of their own.
 
     Args:
         prob_fake: float (tuples, qualities), rows in index order; NaN = without a score: left out and counted.
-        index: columns label, dataset, method, video and face.
+        index: columns label, dataset, method, video, face and group, see :class:`SplitRows`.
         qualities: names of the columns of ``prob_fake``.
         margin: fake minus real logit, of the same shape; only for ``aggregate="logit"``, where the probability's
             would be coarse near 1.
         aggregate: one score of a video's frames, see :func:`check_aggregate`.
         full: all metrics, not only accuracy, AUC and EER.
-        bootstrap: draws of videos for the intervals; 0 = no intervals.
+        bootstrap: draws of recordings for the intervals; 0 = no intervals.
         seed: of the draws.
 
     Raises:
@@ -191,7 +197,8 @@ def summarise(
     """
     rows = SplitRows(index)
     if margin is None:
-        margin = logit(prob_fake) if aggregate == LOGIT else prob_fake
+        # A probability of 1 or 0 has no finite margin, and would pass for a missing score.
+        margin = logit(np.clip(prob_fake, 1e-300, 1 - 2**-53)) if aggregate == LOGIT else prob_fake
     scores = {"frame": prob_fake, "video": rows.of_videos(margin, prob_fake, aggregate)}
     names = [*rows.columns, POOLED, AVERAGE]
     cells: dict[str, dict[str, dict[str, Scores]]] = {level: {} for level in LEVELS}

@@ -15,6 +15,7 @@ from qadtrain.summary import AVERAGE, LEVELS, POOLED, Report
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "[": "{[}", "*": "{*}",  # at the start of a row they would be options of the \\ before it
 }  # fmt: skip
 
 
@@ -109,20 +110,38 @@ def percent(value: float | None, digits: int = 2) -> str:
 def _figure(report: Report, level: str, quality: str, name: str, metric: str) -> str:
     value = getattr(report.cells[level][quality][name], metric)
     low, high = report.bounds(level, quality, name).get(metric, (float("nan"),) * 2)
-    ends = "" if isnan(low) or isnan(value) else f"\n{100 * low:.1f}-{100 * high:.1f}"
+    # With spaces: a narrow column breaks there, not within a number.
+    ends = "" if isnan(low) or isnan(value) else f"\n{100 * low:.1f} - {100 * high:.1f}"
     return percent(value) + ends
 
 
 def _remarks(report: Report, level: str) -> list[str]:
-    first = report.cells[level][report.qualities[0]]
-    shares = ", ".join(f"{name} {percent(first[name].always_fake, 1)}" for name in (*report.methods, POOLED))
-    lines = [f"share of fakes, and so the ACC of calling everything fake: {shares}"]
+    shares: dict[str, list[str]] = {}
+    for quality in report.qualities:
+        cells = report.cells[level][quality]
+        shown = ", ".join(f"{name} {percent(cells[name].always_fake, 1)}" for name in (*report.methods, POOLED))
+        shares.setdefault(shown, []).append(quality)
+    lines = []
+    for shown, those in shares.items():
+        at = f" at {', '.join(those)}" if len(shares) > 1 else ""
+        lines.append(f"share of fakes, and so the ACC of calling everything fake{at}: {shown}")
     if report.intervals:
-        lines.append("below each figure its 95 % interval, by drawing videos (docs/evaluation.md)")
-        if any(isnan(report.bounds(level, q, POOLED)["accuracy"][0]) for q in report.qualities):
-            lines.append("no interval where a class has one video of each method alone")
-    reasons = {score.reason for q in report.qualities for score in report.cells[level][q].values() if score.reason}
-    return [*lines, *sorted(reasons)]
+        lines.append("below each figure its 95 % interval, by drawing recordings (docs/evaluation.md)")
+        if any(_without_interval(report, level, q, name) for q in report.qualities for name in report.cells[level][q]):
+            lines.append("no interval where one recording is all there is of a class, and none of its averages")
+    places: dict[str, dict[str, list[str]]] = {}
+    for quality in (*report.qualities, AVERAGE):
+        for name, scores in report.cells[level][quality].items():
+            if scores.reason:
+                places.setdefault(scores.reason, {}).setdefault(quality, []).append(name)
+    for reason, found in sorted(places.items()):
+        lines.append(", ".join(f"{quality} ({', '.join(names)})" for quality, names in found.items()) + f": {reason}")
+    return lines
+
+
+def _without_interval(report: Report, level: str, quality: str, name: str) -> bool:
+    scores, bounds = report.cells[level][quality][name], report.bounds(level, quality, name)
+    return any(not isnan(getattr(scores, metric)) and isnan(bounds[metric][0]) for metric in METRICS)
 
 
 def _metrics_of(report: Report) -> Sequence[str]:

@@ -147,6 +147,20 @@ def test_only_what_both_have_is_compared_and_the_rest_is_counted():
     assert found.get("frame", "c40", "all").a == pytest.approx(roc_auc_score(labels[kept], values[kept, 1]), abs=1e-6)
 
 
+def test_a_video_without_a_score_is_in_no_test_and_other_devices_are_told():
+    rng = np.random.default_rng(3)
+    a, b = margins(rng, 20, 1.0), margins(rng, 20, 1.0)
+    a[8:12] = math.nan  # a video
+    of_b = scored(b)
+    on_gpu = Scored(of_b.scores, of_b.contents | {"device": "cuda"}, None, made=False)
+    found = compare_scores(scored(a), on_gpu, names=NAMES, metrics=["auc"], bootstrap=100)
+    kept = np.arange(20) != 2
+    expected = delong(a[::4, 0][kept], b[::4, 0][kept], (np.arange(20) % 2)[kept])
+    row = found.get("video", "raw", "Swap")
+    assert (row.a, row.p_delong) == (pytest.approx(expected.auc_a, abs=1e-6), pytest.approx(expected.p))
+    assert "scored with different device: None and cuda" in found.notes
+
+
 def test_other_sets_other_splits_and_nothing_in_common_are_refused():
     values = np.zeros((8, 1))
     with pytest.raises(UserError, match="one was scored on shard set abababababab, two on cdcdcdcdcdcd"):
@@ -166,6 +180,7 @@ def test_other_sets_other_splits_and_nothing_in_common_are_refused():
     [
         ({"level": "clip"}, "--level: got 'clip', expected frame, video or both"),
         ({"metrics": ["auc", "f1"]}, "--metrics: got 'f1', expected some of accuracy"),
+        ({"metrics": []}, "--metrics: got '', expected some of accuracy"),
         ({"bootstrap": 20}, "--bootstrap: got 20, expected 100 draws or more"),
         ({"aggregate": "max"}, "--aggregate: got 'max'"),
         ({"checkpoint": "first"}, "--checkpoint: got first, expected best or last"),
@@ -198,7 +213,7 @@ def test_tables_show_the_rows(runs, shards_dir):
     row = found.get("video", "c40", "all")
     assert "frame level, percent: A = one, B = two" in text and "p DeLong" in text
     assert f"{100 * row.a:.2f} {100 * row.b:.2f} {100 * row.difference:+.2f}" in text
-    assert "96 scores compared; intervals and p by 100 paired draws of videos" in text
+    assert "96 scores compared; intervals and p by 100 paired draws of recordings" in text
     lines = list(csv.DictReader(io.StringIO(comparison_csv(found))))
     assert len(lines) == len(found.rows)
     line = next(each for each in lines if [*each.values()][:4] == ["video", "c40", "all", "auc"])

@@ -29,11 +29,12 @@ from qadtrain.evaluate import (
     summarise,
     write_scores,
 )
+from qadtrain.kept import kept_scores
 from qadtrain.metrics import ALL_METRICS
 from qadtrain.safe_files import sha256_of
 from qadtrain.score_files import read_scores
 from qadtrain.summary import SplitRows, check_aggregate
-from qadtrain.tables import latex_text, report_csv, report_latex
+from qadtrain.tables import latex_table, latex_text, report_csv, report_latex
 
 
 def index(rows: list[tuple[str, str, str, int]], faces: list[int] | None = None) -> pa.Table:
@@ -95,6 +96,14 @@ def test_faces_of_one_video_are_scored_by_their_own_labels():
     # means: real face of the original 0.2, fake face 0.7, real face beside it 0.6
     assert (cell.real, cell.fake, cell.auc, cell.accuracy) == (2, 1, 1.0, pytest.approx(2 / 3))
     assert report.cells["frame"]["raw"]["FFIW"].auc == pytest.approx(6 / 8)
+
+
+def test_a_real_face_in_a_manipulated_video_is_real_for_every_method():
+    rows = [("d", "original", "a", 0), ("d", "A", "b", 1), ("d", "A", "b", 0), ("d", "B", "c", 1)]
+    report = summarise(np.array([0.1, 0.9, 0.7, 0.5])[:, None], index(rows, [0, 0, 1, 0]), ("raw",), bootstrap=100)
+    for name, auc in (("A", 1.0), ("B", 0.5)):
+        cell = report.cells["frame"]["raw"][name]
+        assert (cell.real, cell.fake, cell.auc) == (2, 1, auc)
 
 
 def test_several_datasets_keep_their_originals_apart():
@@ -203,6 +212,22 @@ def test_intervals_of_cells_and_averages():
     assert cell["always_fake"] == pytest.approx(9 / 21)
 
 
+def test_the_fakes_of_a_recording_are_drawn_with_their_original():
+    rows = [("d", "original", f"{v}", 0) for v in range(20)]
+    rows += [("d", m, f"{v}_x", 1) for m in ("A", "B", "C") for v in range(20)]
+    apart = index(rows)
+    together = apart.append_column("group", pa.array([f"{v}" for v in range(20)] * 4))
+    one = np.random.default_rng(5).normal(size=20)
+    margin = np.r_[0.01 * one, np.tile(one, 3) + 0.2][:, None]  # whichever method: the recording decides
+    width = {}
+    for name, table in (("apart", apart), ("together", together)):
+        report = summarise(1 / (1 + np.exp(-margin)), table, ("raw",), bootstrap=400)
+        width[name] = np.diff(report.bounds("video", "raw", AVERAGE)["auc"]).item()
+        single = np.diff(report.bounds("video", "raw", "A")["auc"]).item()
+    # Three fakes of a recording say no more than one; as independent ones they would shrink the interval by root 3.
+    assert width["together"] == pytest.approx(single) and width["apart"] < 0.75 * width["together"]
+
+
 def test_one_class_has_no_interval_where_it_has_no_figure():
     report = summarise(np.array([[0.1], [0.9]]), index([("d", "original", "a", 0)] * 2), ("raw",), bootstrap=100)
     assert math.isnan(report.bounds("frame", "raw", POOLED)["auc"][0])
@@ -228,7 +253,7 @@ def test_tables_in_text_latex_and_csv():
     console.print(list(report_tables(report))[1])
     text = console.file.getvalue()
     low, high = report.bounds("video", "c40", "FaceSwap")["auc"]
-    assert f"{100 * cell.auc:.2f}" in text and f"{100 * low:.1f}-{100 * high:.1f}" in text
+    assert f"{100 * cell.auc:.2f}" in text and f"{100 * low:.1f} - {100 * high:.1f}" in text
     assert "ACC of calling everything fake: Deepfakes 42.9, FaceSwap 42.9, all 60.0" in " ".join(text.split())
     lines = list(csv.DictReader(io.StringIO(report_csv(report))))
     assert len(lines) == 2 * 3 * 4 * len(ALL_METRICS)
@@ -240,6 +265,39 @@ def test_tables_in_text_latex_and_csv():
     row = next(each for each in latex.splitlines() if each.startswith("c40 & ACC"))
     assert row.split(" & ")[3] == f"{100 * cell.accuracy:.2f}"
     assert latex_text("50 % of a_b & c\\d") == r"50 \% of a\_b \& c\textbackslash{}d"
+
+
+def test_the_caption_says_where_figures_are_missing_or_doubtful():
+    prob = np.random.default_rng(6).random((30, 2))
+    prob[21:, 0] = math.nan  # all of Deepfakes at raw
+    prob[:, 1] = 0.25
+    remarks = next(iter(report_tables(summarise(prob, ffpp_index(), ("raw", "c40"), bootstrap=100)))).caption.plain
+    lines = remarks.splitlines()
+    share = "share of fakes, and so the ACC of calling everything fake at"
+    assert lines[:2] == [
+        f"{share} raw: Deepfakes 0.0, FaceSwap 42.9, all 42.9",
+        f"{share} c40: Deepfakes 42.9, FaceSwap 42.9, all 60.0",
+    ]
+    assert "raw (all): 9 samples without a score" in lines
+    assert "raw (Deepfakes): no fake samples; 9 samples without a score" in lines
+    assert "c40 (Deepfakes, FaceSwap, all): every score is 0.25: nothing is told apart" in lines
+    assert "raw (average), average (Deepfakes): 1 of 2 cells have no AUC and EER" in lines
+    rows = [("d", "original", v, 0) for v in "ab"] + [("d", m, v, 1) for m, v in ("Xa", "Xb", "Yc")]
+    report = summarise(np.arange(5)[:, None] / 5, index(rows), ("raw",), bootstrap=100)
+    assert "no interval where one recording is all" in next(iter(report_tables(report))).caption.plain
+
+
+def test_a_row_of_latex_does_not_begin_with_an_option():
+    r"""``\\`` takes what stands in brackets, or a star, after it for its own, also on the next line."""
+    assert [line for line in latex_table(["a", "b"], [[["[1] run", "*"]]]).splitlines() if "run" in line] == [
+        r"{[}1] run & {*} \\"
+    ]
+
+
+def test_a_probability_of_one_is_a_score_where_margins_are_averaged():
+    table = index([("d", "original", "a", 0), ("d", "Fake", "b", 1)])
+    cell = summarise(np.array([[0.0], [1.0]]), table, ("raw",), aggregate="logit").pooled("video", "raw")
+    assert (cell.real, cell.fake, cell.unscored, cell.accuracy) == (1, 1, 0, 1.0)
 
 
 def test_a_score_that_is_not_finite_has_no_probability(tmp_path):
@@ -268,6 +326,10 @@ def test_files_that_are_no_scores_are_one_line(tmp_path):
         read_scores(path)
     table = ffpp_index().append_column("key", pa.array([f"k{i}" for i in range(30)]))
     write_scores(path, np.zeros((30, 2, 2)), table, ("raw", "c40"))
+    pq.write_table(pq.read_table(path).drop_columns("face"), path)
+    with pytest.raises(UserError, match=r"not a file of scores .*score the run again"):
+        read_scores(path)
+    write_scores(path, np.zeros((30, 2, 2)), table, ("raw", "c40"))
     pq.write_table(pq.read_table(path).slice(1), path)
     with pytest.raises(UserError, match="expected a row for each tuple and quality"):
         read_scores(path)
@@ -289,6 +351,24 @@ def test_evaluate_keeps_scores_and_writes_tables(shards_dir, tmp_path):
         evaluate(run, shards_dir, skip_bad=-1)
     with pytest.raises(UserError, match="--bootstrap: got 99, expected 0 for no intervals, or 100 draws or more"):
         evaluate(run, shards_dir, bootstrap=99)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):  # before the scores are made
+        evaluate(tmp_path / "no run", shards_dir, out_dir=tmp_path / "file")
+
+
+def test_results_cut_short_are_not_taken_for_whole_ones(shards_dir, tmp_path, monkeypatch):
+    run, how = untrained_run(tmp_path / "run", shards_dir), {"bootstrap": 0, "num_workers": 0, "progress": False}
+    folder = evaluate(run, shards_dir, **how)[2]
+    assert [kept.folder for kept in kept_scores(run, "test", "best")] == [folder]
+    assert list(kept_scores(run, "val", "best")) == []  # the same weights and set, but other tuples
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qadtrain.evaluate.write_scores", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        evaluate(run, shards_dir, **how)
+    assert list(kept_scores(run, "test", "best")) == [] and not (folder / "report.json").exists()
 
 
 def test_another_set_of_the_same_name_does_not_overwrite_the_scores(make_shards, shards_dir, tmp_path):

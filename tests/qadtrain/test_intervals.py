@@ -14,6 +14,7 @@ from qadtrain.intervals import (
     Samples,
     bootstrap_p,
     delong,
+    drawn_together,
     interval,
     resample,
     thresholds,
@@ -34,13 +35,10 @@ def videos(rng, per_class: int, frames: int, *, spread: float = 1.0, noise: floa
     return expit(score), Samples(labels, units, strata)
 
 
-def repeated(prob, samples, weights):
+def repeated(prob, samples, times):
     """Scores and labels of a draw, each sample as often as its video was drawn."""
-    of_unit = np.empty(len(samples.strata))
-    for stratum, each in weights.items():
-        of_unit[samples.strata == stratum] = each
-    times = of_unit[samples.units].astype(int)
-    return np.repeat(prob, times), np.repeat(samples.labels, times)
+    each = times[samples.units].astype(int)
+    return np.repeat(prob, each), np.repeat(samples.labels, each)
 
 
 def test_a_draw_is_what_scikit_learn_says_of_the_repeated_samples():
@@ -54,21 +52,61 @@ def test_a_draw_is_what_scikit_learn_says_of_the_repeated_samples():
     drawn = resample(np.stack([prob, prob[::-1]], axis=1), samples, cells, draws=70, seed=3)
     assert drawn["all"].shape == (2, 70, len(ALL_METRICS))
     number = 0
-    for first, weights in video_weights(samples.strata, 70, 3):
+    for first, times in video_weights(samples.strata, 70, 3):
         assert first == number
-        for row in range(len(weights[0])):
-            one = {stratum: values[row] for stratum, values in weights.items()}
-            assert {s: values.sum() for s, values in one.items()} == {s: (labels_of == s).sum() for s in range(3)}
+        for one in times:
+            assert np.array_equal(np.bincount(labels_of, weights=one), np.bincount(labels_of))
             if number % 9 == 0:
                 for name, kept in (("one", (0, 1)), ("all", (0, 1, 2)), ("fakes", (1, 2))):
-                    chosen = {s: values * (s in kept) for s, values in one.items()}
-                    expected = full_scores(*repeated(prob, samples, chosen))
+                    expected = full_scores(*repeated(prob, samples, one * np.isin(labels_of, kept)))
                     for column, metric in enumerate(ALL_METRICS):
                         value = getattr(expected, metric)
                         assert drawn[name][0, number, column] == pytest.approx(value, abs=2e-6, nan_ok=True), metric
             number += 1
     assert number == 70
     assert np.isnan(drawn["fakes"][:, :, AUC]).all() and not np.isnan(drawn["fakes"][:, :, 0]).any()
+
+
+def test_the_videos_of_a_recording_are_drawn_together():
+    rng = np.random.default_rng(6)
+    # An original with two fakes, originals alone, and two recordings that are alone of their kind.
+    has = [(0, 1, 2)] * 6 + [(0,)] * 4 + [(1,), (0, 2)]
+    recordings, strata = np.repeat(np.arange(12), list(map(len, has))), np.concatenate(has)
+    units = np.repeat(np.arange(len(strata)), 3)
+    samples = Samples((strata > 0).astype(int)[units], units, strata, recordings)
+    prob = np.round(expit(rng.normal(size=len(units)) + samples.labels), 2)
+    found, kinds = drawn_together(samples)
+    assert np.array_equal(found, recordings) and sorted(np.unique(kinds, return_counts=True)[1]) == [2, 4, 6]
+    assert len(set(kinds[:6])) == len(set(kinds[6:10])) == len(set(kinds[10:])) == 1
+    cells = {"two": Cell((0,), (2,)), "all": Cell((0,), (1, 2))}
+    drawn = resample(prob[:, None], samples, cells, draws=70, seed=1)
+    times = np.concatenate([each for _, each in video_weights(kinds, 70, 1)])
+    for number in (0, 33, 69):
+        of_units = times[number][recordings]
+        for name, kept in (("two", (0, 2)), ("all", (0, 1, 2))):
+            expected = full_scores(*repeated(prob, samples, of_units * np.isin(strata, kept)))
+            values = [getattr(expected, metric) for metric in ALL_METRICS]
+            assert drawn[name][0, number] == pytest.approx(values, abs=2e-6), name
+    alone = Samples(samples.labels, units, strata, np.zeros_like(recordings))
+    assert np.isnan(resample(prob[:, None], alone, cells, draws=5, seed=0)["all"]).all()
+
+
+def test_intervals_of_a_mean_over_methods_cover_the_truth_where_recordings_are_drawn():
+    """The five fakes of a recording are alike; drawn apart they would pass for five times as many."""
+    rng, recordings, covered = np.random.default_rng(7), 25, {"together": [], "apart": []}
+    strata = np.tile(np.arange(6), recordings)  # originals and five methods
+    units, of = np.arange(len(strata)), np.repeat(np.arange(recordings), 6)
+    labels = (strata > 0).astype(int)
+    cells = {str(method): Cell((0,), (method,)) for method in range(1, 6)}
+    truth = stats.norm.cdf(1 / math.sqrt(1 + 2 * 0.25))
+    for _ in range(60):
+        score = rng.normal(size=recordings)[of] * labels + labels + 0.5 * rng.normal(size=len(units))
+        for name, its in (("together", of), ("apart", None)):
+            drawn = resample(expit(score)[:, None], Samples(labels, units, strata, its), cells, draws=128, seed=0)
+            low, high = interval(np.mean([values[0, :, AUC] for values in drawn.values()], axis=0))
+            covered[name].append(low <= truth <= high)
+    assert 0.85 <= np.mean(covered["together"]) <= 0.99
+    assert np.mean(covered["apart"]) < 0.8
 
 
 def test_draws_follow_the_seed():
@@ -79,16 +117,18 @@ def test_draws_follow_the_seed():
     assert np.array_equal(a[:, :64], longer)
 
 
-def test_many_distinct_scores_keep_the_auc_to_a_ten_thousandth():
-    prob, samples = videos(np.random.default_rng(2), 50, 60)
+@pytest.mark.parametrize(("spread", "shift"), [(1.0, 1.0), (0.3, 2.0)])  # a poor detector, and a steep curve at 1 %
+def test_many_distinct_scores_keep_the_auc_to_a_ten_thousandth(spread, shift):
+    prob, samples = videos(np.random.default_rng(2), 50, 60, spread=spread, shift=shift)
     assert len(thresholds(prob, samples.labels)) <= MOST_THRESHOLDS < len(np.unique(prob))
-    drawn = resample(prob[:, None], samples, BOTH, draws=3, seed=0)["all"][0]
-    _, weights = next(video_weights(samples.strata, 3, 0))
-    for row in range(3):
-        repeats, labels = repeated(prob, samples, {s: values[row] for s, values in weights.items()})
+    drawn = resample(prob[:, None], samples, BOTH, draws=10, seed=0)["all"][0]
+    _, times = next(video_weights(samples.strata, 10, 0))
+    bounds = {"eer": 2e-3, "partial_auc": 1e-3, "average_precision": 1e-3, "tpr_at_fpr": 3e-3, "brier": 1e-9}
+    for row in range(10):
+        repeats, labels = repeated(prob, samples, times[row])
         assert drawn[row, AUC] == pytest.approx(roc_auc_score(labels, repeats), abs=1e-4)
         expected = full_scores(repeats, labels)
-        for name, tolerance in (("eer", 2e-3), ("partial_auc", 1e-3), ("average_precision", 1e-3), ("brier", 1e-9)):
+        for name, tolerance in bounds.items():
             assert drawn[row, ALL_METRICS.index(name)] == pytest.approx(getattr(expected, name), abs=tolerance), name
 
 
@@ -172,5 +212,6 @@ def test_delong_where_there_is_nothing_to_estimate():
     assert delong(scores, scores, labels).p == 1.0
     assert delong(scores, scores**3, labels).p == 1.0  # the same ranking
     opposite = delong(scores, -scores, labels)
-    assert (opposite.auc_a, opposite.auc_b, opposite.z, opposite.p) == (1.0, 0.0, math.inf, 0.0)
+    assert (opposite.auc_a, opposite.auc_b, opposite.error) == (1.0, 0.0, 0.0)
+    assert math.isnan(opposite.z) and math.isnan(opposite.p)  # four samples prove nothing
     assert math.isnan(delong(scores[1:], scores[1:], labels[1:]).p)

@@ -1,6 +1,7 @@
 """Metrics against scikit-learn and by hand, and what one class alone, equal scores and missing scores give."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -43,6 +44,20 @@ def test_the_other_metrics_agree_with_scikit_learn():
     assert 0 < scores.tpr_at_fpr == pytest.approx(best)
     core = binary_scores(prob, labels)
     assert all(getattr(core, name) == getattr(scores, name) for name in ("accuracy", "auc", "eer", "real", "fake"))
+
+
+def test_of_two_points_as_near_to_equal_errors_the_first_counts():
+    """Exact fractions: in float32 a rounding error chose, and moved EER by points in small sets."""
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        real, fake = (int(number) for number in rng.integers(3, 30, 2))
+        prob, labels = rng.random(real + fake), np.r_[np.zeros(real, int), np.ones(fake, int)]
+        points = [
+            (Fraction(int((prob[:real] >= t).sum()), real), Fraction(int((prob[real:] < t).sum()), fake))
+            for t in [2.0, *sorted(prob, reverse=True)]
+        ]
+        nearest = min(points, key=lambda rates: abs(rates[0] - rates[1]))
+        assert binary_scores(prob, labels).eer == pytest.approx(float(sum(nearest)) / 2, abs=1e-9)
 
 
 def test_hand_made_values():
