@@ -31,6 +31,7 @@ app = typer.Typer()
 
 @app.command("gradcam")
 def gradcam_command(
+    context: typer.Context,
     runs: Runs,
     shards: ShardsOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of the panels, or of the figures.")],
@@ -57,6 +58,7 @@ def gradcam_command(
     as_json: Json = False,
 ) -> None:
     """Heat maps of tuples at every quality (Figs. 7 and 8), or how consistent they are, as a number."""
+    _refuse_unused(context, consistency, bool(key))
     options = {
         "out_dir": out,
         "split": split,
@@ -74,20 +76,34 @@ def gradcam_command(
             from qadtrain.gradcam_consistency import consistency_tables
 
             contents = measure(runs, shards, **options, **({} if limit is None else {"limit": limit}))
-            tables, files = consistency_tables(contents), ("consistency.json", "consistency.csv")
+            tables, lines, files = consistency_tables(contents), [], ("consistency.json", "consistency.csv")
         else:
-            from qadtrain.gradcam import gradcam, gradcam_table
+            from qadtrain.gradcam import gradcam, gradcam_keys, gradcam_table
 
             contents = gradcam(
                 runs, shards, keys=key or (), pick=pick, count=count, limit=limit, keep_maps=keep_maps, **options
             )
-            tables, files = [gradcam_table(contents)], ("sheet.png", "gradcam.json")
+            tables, lines, files = [gradcam_table(contents)], gradcam_keys(contents), ("sheet.png", "gradcam.json")
     console = console_beside(as_json)
-    show(console, tables)
+    show(console, tables, lines)
     written(console, [out / name for name in files])
     if as_json:
         print_json(contents)
     end_with(contents["damaged"])
+
+
+def _refuse_unused(context: typer.Context, consistency: bool, named: bool) -> None:
+    """What one of the command's ways does not look at is not taken in silence."""
+    from qadprep.errors import UserError
+
+    unused = {"--consistency": ("key", "pick", "count", "keep_maps")} if consistency else {}
+    unused |= {"--key": ("pick", "count", "limit")} if named and not consistency else {}
+    for way, names in unused.items():
+        given = [
+            f"--{name.replace('_', '-')}" for name in names if context.get_parameter_source(name).name != "DEFAULT"
+        ]
+        if given:
+            raise UserError(f"{way}: got {', '.join(given)} beside it, which it does not use; leave one of them out")
 
 
 @app.command("theorem")
@@ -98,7 +114,7 @@ def theorem_command(
     temperature: Annotated[list[str] | None, typer.Option(help="Temperatures T; default 1/64 to 256.")] = None,
     delta: Annotated[float, typer.Option(help="The theorem holds with probability 1 - delta.")] = 0.05,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the terms; default RUN/theorem/SHARDS-SPLIT.")
+        Path | None, typer.Option("--out", help="Folder of the terms; default RUN/theorem/SHARDS-SPLIT[-last].")
     ] = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
@@ -123,7 +139,7 @@ def theorem_command(
             temperatures=grid,
             delta=delta,
             checkpoint=checkpoint,
-            out_dir=out or run / "theorem" / f"{shards.resolve().name}-{split}",
+            out_dir=out,
             device=device,
             num_workers=loader_workers(workers),
             batch_tuples=batch_tuples,
@@ -133,3 +149,4 @@ def theorem_command(
     written(console, terms.files)
     if as_json:
         print_json(terms.as_json())
+    end_with(terms.damaged)

@@ -4,7 +4,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,17 @@ from qadprep.errors import UserError
 from qadprep.progress import progress_bar
 from qadprep.shardset import ShardSet
 from qadtrain.data import open_split
-from qadtrain.device import autocast_to, choose_device
+from qadtrain.device import choose_device
 from qadtrain.evaluate import fake_probability
-from qadtrain.gradcam_facts import gradcam_table, run_facts, tuple_facts
+from qadtrain.forward import batch_logits
+from qadtrain.gradcam_facts import gradcam_keys, gradcam_table, run_facts, tuple_facts
 from qadtrain.gradcam_maps import HeatMaps, check_options
 from qadtrain.gradcam_panels import Cell, panel, png, sheet_of
-from qadtrain.gradcam_pick import PICKS, Rows, choose, pick_scores, spread
-from qadtrain.gradcam_runs import Detector, load_detectors, read_tuples, tuples_per_pass
+from qadtrain.gradcam_pick import PICKS, Rows, check_pick, choose, pick_scores, spread
+from qadtrain.gradcam_runs import Detector, check_layers, load_detectors, read_tuples, tuples_per_pass
 from qadtrain.safe_files import write_atomically
 
-__all__ = ["gradcam", "gradcam_table"]
+__all__ = ["gradcam", "gradcam_keys", "gradcam_table"]
 
 FOOTER = "each map has its own scale: colours do not compare"
 
@@ -66,7 +67,8 @@ def gradcam(
         batch_tuples: tuples per pass.
 
     Returns:
-        The contents of gradcam.json; ``damaged`` names tuples that could not be read.
+        The contents of gradcam.json; ``damaged`` names tuples that could not be read, and shown ones without a finite
+        score.
 
     Raises:
         UserError: wrong use, an unknown key, or no tuple that the rule applies to.
@@ -81,7 +83,11 @@ def gradcam(
     detectors = load_detectors(runs, checkpoint, where)
     damaged: dict[int, str] = {}
     reading = {"num_workers": num_workers, "damaged": damaged}
+    options = {"method": method, "layer": layer, "target": target}
     with open_split(shards_path, split) as shards:
+        if not keys:
+            check_pick(pick, len(shards.qualities))
+        check_layers(detectors, shards, where, options)
         rows = Rows.of(shards.table)
         scores: np.ndarray | None = None
         considered = None
@@ -95,11 +101,11 @@ def gradcam(
             if not chosen:
                 raise UserError(_nothing(pick, considered, shards, damaged))
         images = _pictures(shards, chosen, where, damaged)
-        chosen = [at for at in chosen if at in images]
+        found = {each.name: _maps(each, shards, images, where, options, batch_tuples) for each in detectors if images}
+        damaged |= _not_finite(shards, images, found)
+        chosen = [at for at in chosen if at not in damaged]
         if not chosen:
-            raise UserError(f"{shards_path}: none of the chosen tuples can be read: {next(iter(damaged.values()))}")
-        options = {"method": method, "layer": layer, "target": target}
-        found = {each.name: _maps(each, shards, images, where, options, batch_tuples) for each in detectors}
+            raise UserError(f"{shards_path}: none of the chosen tuples can be shown: {next(iter(damaged.values()))}")
         out_dir = Path(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
         tuples, panels = [], []
@@ -161,7 +167,6 @@ def _scores(
     """How much each tuple of the split is wanted; -inf outside ``among`` and for damaged ones."""
     prob = np.full((len(detectors), len(shards), len(shards.qualities)), np.nan)
     for number, detector in enumerate(detectors):
-        precision = detector.config.train.precision
         with progress_bar(f"scores of {detector.name}", len(among), "tuples") as advance, torch.inference_mode():
             for places, images in read_tuples(
                 shards,
@@ -171,9 +176,8 @@ def _scores(
                 advance=lambda done, say=advance: say(done, ""),
                 **reading,
             ):
-                with autocast_to(precision, device):
-                    logits = detector.model(detector.network_input(images, shards, device)).logits
-                prob[number, places] = fake_probability(logits.double().cpu().numpy()).reshape(len(places), -1)
+                logits = batch_logits(detector.model, images, detector.config, shards.size_px, device)
+                prob[number, places] = fake_probability(logits)
     return pick_scores(prob, rows.label, pick)
 
 
@@ -196,6 +200,16 @@ def _pictures(
     ):
         found |= dict(zip(places.tolist(), images.numpy(), strict=True))
     return found
+
+
+def _not_finite(shards: ShardSet, places: Iterable[int], found: Mapping[str, Any]) -> dict[int, str]:
+    """Position -> message of the tuples to which a run gives no score: they are neither right nor wrong."""
+    lost = {}
+    for at in places:
+        runs = [run for run, (_, maps) in found.items() if not np.isfinite(maps[at][1]).all()]
+        if runs:
+            lost[at] = f"{shards.where(at)}: the logits of {', '.join(runs)} are not finite"
+    return lost
 
 
 def _maps(
@@ -233,11 +247,12 @@ def _panel(entry: Mapping[str, Any], pictures: Mapping[str, np.ndarray], answers
         cells = {}
         for quality, heat in zip(pictures, maps, strict=True):
             facts = entry["runs"][run]["qualities"][quality]
-            text = f"fake {facts['prob_fake']:.3f}{'' if facts['right'] else ', wrong'}"
+            text = f"{facts['prob_fake']:.3f}{'' if facts['right'] else ', wrong'}"
             if facts["constant_map"]:
+                # Without "fake": the next column begins where the picture ends.
                 cells[quality] = Cell(None, f"{text}, no map", not facts["right"])
             else:
-                cells[quality] = Cell(heat, text, not facts["right"])
+                cells[quality] = Cell(heat, f"fake {text}", not facts["right"])
         rows[f"{run} ({', '.join(layers)})"] = cells
     return panel((entry["key"], f"{entry['method']}, {entry['label']}"), pictures, rows, FOOTER)
 

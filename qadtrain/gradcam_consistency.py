@@ -22,7 +22,7 @@ from qadtrain.data import open_split
 from qadtrain.device import choose_device
 from qadtrain.gradcam_maps import HeatMaps, check_options, is_constant
 from qadtrain.gradcam_pick import Rows, spread
-from qadtrain.gradcam_runs import Detector, load_detectors, read_tuples, tuples_per_pass
+from qadtrain.gradcam_runs import Detector, check_layers, load_detectors, read_tuples, tuples_per_pass
 from qadtrain.safe_files import write_atomically
 
 AREA = 0.2
@@ -173,11 +173,12 @@ def consistency(
     with open_split(shards_path, split) as shards:
         if len(shards.qualities) < 2:
             raise UserError(f"{shards_path}: got one quality, {shards.qualities[0]}; consistency compares two or more")
+        options = {"method": method, "layer": layer, "target": target}
+        check_layers(detectors, shards, where, options)
         rows = Rows.of(shards.table)
         taken = spread(rows, limit)
         found, layers = {}, {}
         for detector in detectors:
-            options = {"method": method, "layer": layer, "target": target}
             passes = {"batch": tuples_per_pass(detector, batch_tuples), "num_workers": num_workers}
             values, layers[detector.name] = _measure(detector, shards, rows, taken, where, damaged, options, passes)
             found[detector.name] = {
@@ -267,7 +268,7 @@ def consistency_tables(contents: Mapping[str, Any]) -> list[Table]:
             caption=f"95 % intervals over videos; control = {contents['control']}; left out: a constant map",
         )
         for name in ("pair", "", "correlation", "IoU of top 20 %"):
-            table.add_column(name)
+            table.add_column(name, overflow="fold")
         for name in ("tuples", "videos", "left out"):
             table.add_column(name, justify="right")
         for pair, groups in pairs.items():

@@ -75,10 +75,14 @@ def run_facts(detector: Detector, shards: ShardSet, layers: list[str]) -> dict[s
 
 
 def gradcam_table(contents: Mapping[str, Any]) -> Table:
-    """A row a tuple and run: the probability of fake at each quality, and how far the maps agree."""
+    """A row a tuple and run: the probability of fake at each quality, and how far the maps agree.
+
+    The tuples are numbers here: with their keys the table would not fit 80 columns. :func:`gradcam_keys` tells them.
+    """
     pairs = [f"{a}-{b}" for a, b in pair_names(contents["qualities"])]
-    table = Table(title="probability of fake, IoU of the maps' top 20 %", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("", "tuple", "label", "run"):
+    title = "probability of fake, IoU of the maps' top 20 %"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "method", "run"):
         table.add_column(name, overflow="fold")
     for name in (*contents["qualities"], *pairs):
         table.add_column(name, justify="right")
@@ -86,10 +90,15 @@ def gradcam_table(contents: Mapping[str, Any]) -> Table:
         for place, (run, answer) in enumerate(entry["runs"].items()):
             prob = (f"{one['prob_fake']:.3f}{'' if one['right'] else ' x'}" for one in answer["qualities"].values())
             iou = ("-" if answer["pairs"][p]["iou"] is None else f"{answer['pairs'][p]['iou']:.2f}" for p in pairs)
-            head = (str(number), entry["key"], entry["label"]) if place == 0 else ("", "", "")
+            head = (str(number), entry["method"]) if place == 0 else ("", "")
             table.add_row(*head, escape(run), *prob, *iou)
     fewer = len(contents["tuples"]) < contents["wanted"]
     table.caption = "x: wrong; -: a constant map" + (
         f"; {len(contents['tuples'])} of {contents['wanted']} wanted were found" if fewer else ""
     )
     return table
+
+
+def gradcam_keys(contents: Mapping[str, Any]) -> list[str]:
+    """Number, key and label of each tuple of the table."""
+    return [f"{number}: {entry['key']}, {entry['label']}" for number, entry in enumerate(contents["tuples"], start=1)]

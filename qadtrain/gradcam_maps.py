@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qadprep.errors import UserError
+from qadtrain.device import autocast_to
 from qadtrain.models import TappedModel, describe
 
 # As the library's own examples call them; those that need one pass over the picture.
@@ -94,7 +95,8 @@ class HeatMaps:
             not finite. float64 (N, 2): logits of the same pass; [:, 1] is the fake class.
         """
         targets = [self._fake] * len(images) if self.target == "fake" else None
-        with torch.enable_grad():
+        # On a GPU cuDNN would round to TF32, on the way back as well.
+        with torch.enable_grad(), autocast_to("fp32", images.device):
             maps = np.array(self._cam(input_tensor=images, targets=targets), dtype=np.float32)
         logits = self._cam.outputs.detach().double().cpu().numpy()
         self._cam.outputs = None  # it holds the pass's graph

@@ -36,6 +36,14 @@ class Rows:
         )
 
 
+def check_pick(pick: str, qualities: int) -> None:
+    """Raise UserError for a rule that there is not, or for one that compares qualities where there is one."""
+    if pick not in PICKS:
+        raise UserError(f"--pick: got {pick!r}, expected one of {', '.join(PICKS)}")
+    if pick != "hardest" and qualities < 2:
+        raise UserError(f"--pick: got {pick}, which compares qualities, but the shard set has one; use hardest")
+
+
 def pick_scores(prob_fake: np.ndarray, labels: np.ndarray, pick: str) -> np.ndarray:
     """How much a tuple is wanted.
 
@@ -52,10 +60,7 @@ def pick_scores(prob_fake: np.ndarray, labels: np.ndarray, pick: str) -> np.ndar
     Raises:
         UserError: another name, or a comparison of qualities where there is one.
     """
-    if pick not in PICKS:
-        raise UserError(f"--pick: got {pick!r}, expected one of {', '.join(PICKS)}")
-    if pick != "hardest" and prob_fake.shape[2] < 2:
-        raise UserError(f"--pick: got {pick}, which compares qualities, but the shard set has one; use hardest")
+    check_pick(pick, prob_fake.shape[2])
     if pick == "disagreement":
         scores = (prob_fake.max(axis=2) - prob_fake.min(axis=2)).mean(axis=0)
     else:

@@ -1,8 +1,9 @@
 """Trained runs side by side, and the tuples that are shown to them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from qadtrain.config import Config
 from qadtrain.data import TupleBatch, TupleDataset, collate, make_loader
 from qadtrain.evaluate import load_run
 from qadtrain.forward import plain_input
+from qadtrain.gradcam_maps import HeatMaps
 from qadtrain.models import TappedModel
 from qadtrain.workers import WorkerBatches
 
@@ -61,6 +63,20 @@ def load_detectors(runs: Sequence[Path], checkpoint: str, device: torch.device) 
         fingerprint = read_run_json(Path(run)).get("shards", {}).get("fingerprint", "")
         found.append(Detector(_tail(place, depth), Path(run), config, model.to(device).eval(), note, fingerprint))
     return found
+
+
+def check_layers(
+    detectors: Sequence[Detector], shards: ShardSet, device: torch.device, options: Mapping[str, Any]
+) -> None:
+    """Raise UserError where a run's heat maps cannot be made: said of every run before the first one is scored.
+
+    Args:
+        options: method, layer and target of :class:`HeatMaps`.
+    """
+    black = torch.zeros(1, 1, shards.size_px, shards.size_px, 3, dtype=torch.uint8)
+    for detector in detectors:
+        sample = detector.network_input(black, shards, device)
+        HeatMaps(detector.model, detector.config.model.name, sample, **options).close()
 
 
 def read_tuples(

@@ -97,9 +97,10 @@ def evaluate_robustness(
             "blocks": blocks,
             "seed": seed,
         }
-        jobs = []
+        jobs, sides = [], {}
         for run in opened:
             side = {"crop": 0, "256": 256, "input": run.config.data.image_size_px or shards.size_px}[at]
+            sides[run.name] = side or shards.size_px
             jobs += [(run, View(*view, side, blocks, seed)) for view in views]
         (out_dir / "cells").mkdir(parents=True, exist_ok=True)
         cells = {(run.name, view): Cell(out_dir, run, view, settings, where) for run, view in jobs}
@@ -111,7 +112,7 @@ def evaluate_robustness(
         with progress_bar("robustness", max(1, len(missing) * len(rows)), "tuples") as advance:
             for run in opened:
                 own = [view for its_run, view in missing if its_run is run]
-                model = load_run(run.folder, checkpoint)[1].to(where) if own else None
+                model = _model(run, checkpoint).to(where) if own else None
                 for view in own:
                     dataset = CorruptedTuples(shards, rows, shards.qualities, view)
                     logits, broken = _scores(
@@ -148,7 +149,8 @@ def evaluate_robustness(
             reused=len(jobs) - len(missing),
             scored=len(missing),
             settings=settings
-            | {"checkpoint": checkpoint, "weights": {run.name: run.weights_sha256 for run in opened}, "method": METHOD},
+            | {"checkpoint": checkpoint, "weights": {run.name: run.weights_sha256 for run in opened}, "method": METHOD}
+            | {"side_px": sides},
             folder=out_dir,
         )
     return write_report(report)
@@ -177,6 +179,14 @@ def _scores(
             logits[rows] = batch_logits(model, pictures, config, shards.size_px, device)
         advance(len(rows) + sum(row in dataset.chosen for row, _ in broken))
     return logits, damaged
+
+
+def _model(run: RunFacts, checkpoint: str) -> nn.Module:
+    """The weights that the cells are named after; another process may be training the run."""
+    model = load_run(run.folder, checkpoint)[1]
+    if sha256_of(checkpoint_path(run.folder, checkpoint)) != run.weights_sha256:
+        raise UserError(f"{run.folder}: its checkpoint {checkpoint} was replaced meanwhile; give the command again")
+    return model
 
 
 def _open_runs(folders: Sequence[Path], checkpoint: str) -> list[RunFacts]:

@@ -20,6 +20,7 @@ _PANEL_IN, _GAP_IN = (1.5, 1.2), 0.22
 # Room for the labels at the left and below, at the right, and for titles and legend above.
 _LEFT_IN, _BELOW_IN, _RIGHT_IN, _ABOVE_IN, _LEGEND_LINE_IN = 0.75, 0.5, 0.1, 0.35, 0.2
 _SIDE = "AUC, percent"
+_NOTE_IN = -0.08  # of the note, from the lower edge: below the names of the axes
 _MARKS = "osD^vPX"
 
 
@@ -49,7 +50,7 @@ def figure(report: "RobustnessReport", level: str = "frame") -> dict[str, bytes]
             every = np.concatenate([curves[run, quality, name] for name in report.corruptions])
             curves[run, quality, AVERAGE] = every.mean(axis=0, keepdims=True)
     low, high = _limits(np.concatenate(list(curves.values())))
-    with _grid(len(qualities), len(columns), len(report.runs)) as (grid, save):
+    with _grid(len(qualities), len(columns), len(report.runs), report.corrupted_at) as (grid, save):
         for line, quality in enumerate(qualities):
             for place, name in enumerate(columns):
                 axes = grid[line][place]
@@ -79,7 +80,9 @@ def figure(report: "RobustnessReport", level: str = "frame") -> dict[str, bytes]
 
 
 @contextmanager
-def _grid(rows: int, columns: int, runs: int) -> "Iterator[tuple[list[list[Axes]], Callable[[], dict[str, bytes]]]]":
+def _grid(
+    rows: int, columns: int, runs: int, note: str
+) -> "Iterator[tuple[list[list[Axes]], Callable[[], dict[str, bytes]]]]":
     """Panels with shared axes, and a function that saves them with one legend above."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -106,6 +109,7 @@ def _grid(rows: int, columns: int, runs: int) -> "Iterator[tuple[list[list[Axes]
             lines, names = grid[0][0].get_legend_handles_labels()
             at = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.0), "ncols": names_a_line}
             drawn.legend(lines, names, **at)
+            drawn.text(_LEFT_IN / width, _NOTE_IN / height, note, fontsize=7, color="#555555", va="bottom")
             return picture_files(drawn, bbox_inches="tight")  # long names of runs may reach beyond the panels
 
         yield grid, save

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from qadtrain.corruptions import level
@@ -86,6 +87,12 @@ class RobustnessReport:
                 return row
         raise KeyError(wanted)
 
+    @property
+    def corrupted_at(self) -> str:
+        """At which resolution, and by which rule of the blocks: every figure depends on them."""
+        sides = " and ".join(map(str, sorted(set(self.settings["side_px"].values()))))
+        return f"corrupted at {sides} px (--at {self.settings['at']}), blocks: {self.settings['blocks']}"
+
     def as_json(self) -> dict[str, Any]:
         """Plain values; NaN becomes null."""
         return {
@@ -138,7 +145,7 @@ def robustness_tables(report: RobustnessReport) -> Iterator[Table]:
     """Rich tables, one for each run and level: a row for each corruption and metric, in percent."""
     for run in report.runs:
         for its_level in LEVELS:
-            title = f"{run}: {its_level} level, mean over the qualities, percent"
+            title = f"{escape(run)}: {its_level} level, mean over the qualities, percent"
             table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
             table.add_column("corruption")
             table.add_column("")
@@ -151,7 +158,7 @@ def robustness_tables(report: RobustnessReport) -> Iterator[Table]:
                 for short, metric in (("AUC", "auc"), ("ACC", "accuracy")):
                     figures = (_percent(getattr(row, metric)) for row in found)
                     table.add_row(corruption if short == "AUC" else "", short, *figures, end_section=short == "ACC")
-            table.caption = "; ".join(sorted(reasons)) or None
+            table.caption = "; ".join([report.corrupted_at, *sorted(reasons)])
             yield table
 
 

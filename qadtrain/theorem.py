@@ -25,6 +25,7 @@ from qadtrain.device import choose_device
 from qadtrain.evaluate import load_run, score_split
 
 TEMPERATURES = tuple(2.0**power for power in range(-6, 9))
+_LEAST_T, _MOST_T = 1e-9, 1e9  # beyond them f/T overflows, or every p is 1/2 to the last digit
 NOT_ESTIMATED = {
     "D": "4 x the Rademacher complexity of the raw-image loss class: omitted, it cannot be estimated from a split",
     "E": "O(sqrt(ln(2/delta)/2n)): the root is given without its constant, which the proof hides",
@@ -75,6 +76,7 @@ class TheoremTerms:
     Attributes:
         n: tuples; ``b`` is 16/n and ``root`` is sqrt(ln(2/delta)/2n).
         left_out: tuples whose logits were not finite.
+        damaged: a message for each tuple that could not be read; it is in no figure.
         trained_n: tuples of the train split of the run's own shard set; 0 = not known.
         files: what was written.
     """
@@ -89,6 +91,7 @@ class TheoremTerms:
     delta: float
     temperatures: tuple[float, ...]
     pairs: tuple[PairTerms, ...]
+    damaged: tuple[str, ...] = ()
     files: tuple[Path, ...] = field(default=())
 
     @property
@@ -112,6 +115,7 @@ class TheoremTerms:
             "same_as_trained": self.same_as_trained,
             "n": self.n,
             "left_out": self.left_out,
+            "damaged": list(self.damaged),
             "delta": self.delta,
             "B": self.b,
             "root": self.root,
@@ -216,22 +220,22 @@ def theorem_terms(
         run: folder written by :func:`qadtrain.fit.fit`.
         shards_path: a shard set with two qualities or more.
         split: the tuples the means are over. On the train split they are those of the theorem's own sample.
-        temperatures: T, above 0.
+        temperatures: T, 1e-9 to 1e9.
         delta: the theorem holds with probability 1 - delta.
         checkpoint: ``best`` or ``last``.
-        out_dir: default ``RUN/theorem/<shard set>-<split>``.
+        out_dir: default ``RUN/theorem/<shard set>-<split>``, with ``-last`` for that checkpoint.
         batch_tuples: tuples per forward pass; default that of training.
 
     Raises:
-        UserError: wrong use, a damaged tuple, or a network without finite logits.
+        UserError: wrong use, no tuple that can be read, or a network without finite logits.
     """
     from qadtrain.theorem_output import write_files
 
     if not 0 < delta < 1:
         raise UserError(f"--delta: got {delta}, expected a probability between 0 and 1")
     grid = tuple(sorted({float(value) for value in temperatures}))
-    if not grid or not all(0 < value < math.inf for value in grid):
-        raise UserError(f"--temperature: got {list(temperatures)}, expected numbers above 0")
+    if not grid or not all(_LEAST_T <= value <= _MOST_T for value in grid):
+        raise UserError(f"--temperature: got {list(temperatures)}, expected numbers above 0, from 1e-9 to 1e9")
     if checkpoint not in ("best", "last"):
         raise UserError(f"--checkpoint: got {checkpoint}, expected best or last")
     config, model, note = load_run(Path(run), checkpoint)
@@ -239,10 +243,23 @@ def theorem_terms(
     with open_split(shards_path, split) as shards:
         if len(shards.qualities) < 2:
             raise UserError(f"{shards_path}: got one quality, {shards.qualities[0]}; the theorem compares two or more")
-        logits = score_split(model.to(where), shards, config, where, num_workers=num_workers, batch_tuples=batch_tuples)
+        damaged: dict[int, str] = {}
+        logits = score_split(
+            model.to(where),
+            shards,
+            config,
+            where,
+            num_workers=num_workers,
+            batch_tuples=batch_tuples,
+            skip_bad=len(shards),
+            damaged=damaged,
+            title="score",
+        )
         labels = shards.table["label"].to_numpy().astype(np.int64)
         qualities, fingerprint = shards.qualities, shards.fingerprint
     finite = np.isfinite(logits).all(axis=(1, 2))
+    if len(damaged) == len(finite):
+        raise UserError(f"{shards_path}: none of {len(finite)} tuples can be read: {next(iter(damaged.values()))}")
     if not finite.any():
         raise UserError(f"{run}: the network's logits are not finite for any tuple; its weights are of no use")
     trained = read_run_json(Path(run)).get("shards", {})
@@ -252,11 +269,12 @@ def theorem_terms(
         checkpoint={"name": checkpoint, **note},
         same_as_trained=fingerprint == trained.get("fingerprint"),
         n=int(finite.sum()),
-        left_out=int((~finite).sum()),
+        left_out=int((~finite).sum()) - len(damaged),
+        damaged=tuple(message for _, message in sorted(damaged.items())),
         trained_n=int(trained.get("splits", {}).get(config.data.train_split, 0)),
         delta=delta,
         temperatures=grid,
         pairs=all_pairs(logits[finite], labels[finite], qualities, grid),
     )
-    folder = Path(out_dir or Path(run) / "theorem" / f"{Path(shards_path).resolve().name}-{split}")
-    return write_files(terms, folder)
+    name = f"{Path(shards_path).resolve().name}-{split}{'-last' if checkpoint == 'last' else ''}"
+    return write_files(terms, Path(out_dir or Path(run) / "theorem" / name))

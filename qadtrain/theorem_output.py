@@ -66,7 +66,8 @@ def _pair_table(terms: TheoremTerms, pair: PairTerms) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
-        caption="* least on the grid; C: collaboration term, C': its tighter form; dp: mean |p_y - p_y|",
+        caption="* least on the grid; C: collaboration term, C': its tighter form; "
+        f"dp: mean |p_y({pair.better}) - p_y({pair.worse})|",
     )
     for name in ("T", "A", "C", "C'", "dp", "A+B+C", "A+B+C'"):
         table.add_column(name, justify="right")
@@ -86,7 +87,8 @@ def _rest(terms: TheoremTerms) -> Table:
     samples += [("tuples it was trained on", terms.trained_n)] if terms.trained_n else []
     for name, n in samples:
         table.add_row(name, f"{n:,}", f"{count_term(n):.2e}", f"{deviation(n, terms.delta):.2e}")
-    table.caption = f"{terms.left_out} tuples left out: logits not finite" if terms.left_out else None
+    lost = ((terms.left_out, "logits not finite"), (len(terms.damaged), "damaged"))
+    table.caption = "; ".join(f"{count} tuples left out: {why}" for count, why in lost if count) or None
     return table
 
 

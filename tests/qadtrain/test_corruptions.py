@@ -101,6 +101,21 @@ def by_hand(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarra
     return image
 
 
+def test_levels_are_those_of_the_original_from_weak_to_strong():
+    assert {corruption.code: corruption.levels for corruption in CORRUPTIONS.values()} == {
+        # perturbation/add_distortion_to_video.py of DeeperForensics-1.0; there PX is called JPEG
+        "CS": (0.4, 0.3, 0.2, 0.1, 0.0),
+        "CC": (0.85, 0.725, 0.6, 0.475, 0.35),
+        "BW": (16, 32, 48, 64, 80),
+        "GNC": (0.001, 0.002, 0.005, 0.01, 0.05),
+        "GB": (7, 9, 13, 17, 21),
+        "PX": (2, 3, 4, 5, 6),
+        "VC": (30, 32, 35, 38, 40),
+        "JPEG": (90, 70, 50, 30, 10),  # ours
+    }
+    assert [level("blur", severity) for severity in SEVERITIES] == [7, 9, 13, 17, 21]
+
+
 @pytest.mark.parametrize("name", ["contrast", "blur", "pixelation", "blocks"])
 @pytest.mark.parametrize("size_px", [45, 128, 256])
 def test_whole_number_corruptions_equal_opencv_to_the_bit(name, size_px):

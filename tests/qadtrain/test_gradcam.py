@@ -1,6 +1,8 @@
 """Heat maps against an own Grad-CAM by hooks, the layers they are taken at, and what the command writes."""
 
 import json
+from contextlib import contextmanager
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -13,9 +15,10 @@ from torch import nn
 
 from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
-from qadtrain.gradcam import gradcam, gradcam_table
+from qadtrain.gradcam import _panel, gradcam, gradcam_table
+from qadtrain.gradcam_consistency import consistency
 from qadtrain.gradcam_maps import METHODS, HeatMaps, default_layers, is_constant
-from qadtrain.gradcam_panels import cell_box, side_of
+from qadtrain.gradcam_panels import GAP_PX, LINE_PX, cell_box, side_of
 from qadtrain.models import TappedModel, build_model
 from qadtrain.models.tiny import TinyCnn
 
@@ -95,6 +98,25 @@ def test_every_method_gives_maps_of_each_picture_alone(method):
     heat.close()
     assert np.isfinite(maps).all() and maps.min() >= 0 and maps.max() <= 1 and not is_constant(maps).any()
     assert np.abs(maps[1] - alone[0]).max() < 1e-4
+
+
+def test_both_ways_through_the_network_run_in_full_precision(monkeypatch):
+    """On a GPU TF32 is off in this context alone, and only for what runs inside of it."""
+    inside, seen = [], []
+
+    @contextmanager
+    def context(precision, device):
+        inside.append((precision, device.type))
+        yield
+        inside.clear()
+
+    monkeypatch.setattr("qadtrain.gradcam_maps.autocast_to", context)
+    model, images = tiny_model(), pictures()
+    heat = HeatMaps(model, "tiny", images)
+    model.head.register_forward_hook(lambda *_: seen.append(("forward", *inside)))
+    model.head.register_full_backward_hook(lambda *_: seen.append(("backward", *inside)))
+    heat(images)
+    assert seen == [("forward", ("fp32", "cpu")), ("backward", ("fp32", "cpu"))] and not inside
 
 
 def test_no_gradient_is_a_constant_map():
@@ -275,6 +297,16 @@ def test_panels_of_runs_with_other_input_sizes(two_runs, shards_dir, tmp_path):
     assert len(gradcam_table(told).rows) == 4
 
 
+def test_words_below_a_picture_end_before_the_next_column():
+    facts = {"prob_fake": 0.4999, "right": False, "constant_map": True}
+    entry = {"key": "k", "method": "m", "label": "fake", "runs": {"run": {"qualities": {"raw": facts, "c23": facts}}}}
+    pictures = dict.fromkeys(("raw", "c23"), np.zeros((32, 32, 3), np.uint8))
+    sheet = np.array(_panel(entry, pictures, {"run": (["stage3"], (np.zeros((2, 32, 32)), None))}))
+    left, _, right, bottom = cell_box(1, 0, 128)
+    words = sheet[bottom + 1 : bottom + LINE_PX]
+    assert (words[:, left:right] < 200).any() and (words[:, right : right + GAP_PX] == 255).all()
+
+
 def test_picked_tuples_are_the_same_each_time(two_runs, shards_dir, tmp_path):
     options = {"device": "cpu", "num_workers": 0, "pick": "hardest", "count": 4}
     first = gradcam(two_runs[:1], shards_dir, out_dir=tmp_path / "one", **options)
@@ -293,6 +325,14 @@ def test_picked_tuples_are_the_same_each_time(two_runs, shards_dir, tmp_path):
     }
     assert [entry["pick_score"] for entry in first["tuples"]] == pytest.approx(list(scores.values()), abs=1e-6)
     assert first["picked_among"] == 32 and "maps" not in first["tuples"][0]
+    both = gradcam(two_runs, shards_dir, out_dir=tmp_path / "both", **(options | {"count": 2, "pick": "disagreement"}))
+    for entry in both["tuples"]:
+        every = [list(run["qualities"].values()) for run in entry["runs"].values()]
+        spreads = [np.ptp([one["prob_fake"] for one in qualities]) for qualities in every]
+        assert len(every) == 2 and entry["pick_score"] == pytest.approx(np.mean(spreads), abs=1e-6)
+        for one in chain(*every):
+            assert one["right"] == ((one["prob_fake"] > 0.5) == (entry["label"] == "fake"))
+            assert one["target"] == "fake"
 
 
 def test_a_damaged_tuple_is_left_out_and_named(two_runs, make_shards, tmp_path):
@@ -306,7 +346,7 @@ def test_a_damaged_tuple_is_left_out_and_named(two_runs, make_shards, tmp_path):
     told = gradcam(two_runs[:1], shards, out_dir=tmp_path / "out", count=8, batch_tuples=4, device="cpu", num_workers=0)
     assert len(told["tuples"]) == 7 and key not in {entry["key"] for entry in told["tuples"]}
     assert len(told["damaged"]) == 1 and key in told["damaged"][0]
-    with pytest.raises(UserError, match=f"none of the chosen tuples can be read: .*{key}"):
+    with pytest.raises(UserError, match=f"none of the chosen tuples can be shown: .*{key}"):
         gradcam(two_runs[:1], shards, keys=[key], out_dir=tmp_path / "no", device="cpu")
 
 
@@ -334,6 +374,25 @@ def test_nothing_to_pick(shards_dir, tmp_path):
     broken = untrained_run(tmp_path / "broken", shards_dir, 3, bias=(np.nan, 0.0))
     with pytest.raises(UserError, match=r"--pick: got hardest, but the networks' scores are not finite for any of 32"):
         gradcam([broken], shards_dir, pick="hardest", **options)
+    with ShardSet(shards_dir, "test") as shards:
+        key = shards[3].key
+    with pytest.raises(UserError, match=rf"can be shown: .*{key} at byte \d+: the logits of broken are not finite"):
+        gradcam([broken], shards_dir, keys=[key], **options)
+
+
+def test_what_cannot_be_done_is_said_before_a_split_is_scored(two_runs, shards_dir, make_shards, tmp_path, monkeypatch):
+    def never(*_arguments, **_options):
+        raise AssertionError("scored")
+
+    monkeypatch.setattr("qadtrain.gradcam.batch_logits", never)
+    monkeypatch.setattr("qadtrain.gradcam_consistency.read_tuples", never)
+    options = {"out_dir": tmp_path / "out", "device": "cpu", "num_workers": 0}
+    for command in (gradcam, consistency):
+        with pytest.raises(UserError, match="--layer: got 'stage9'"):
+            command(two_runs, shards_dir, layer="stage9", **options)
+    one = make_shards(tmp_path / "one", {"test": 4}, qualities=("raw",))
+    with pytest.raises(UserError, match="which compares qualities, but the shard set has one; use hardest"):
+        gradcam(two_runs, one, **options)
 
 
 def test_a_run_twice_is_refused(two_runs, shards_dir, tmp_path):

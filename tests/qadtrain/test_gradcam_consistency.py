@@ -6,14 +6,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from helpers.untrained_runs import untrained_run
 from scipy.stats import pearsonr
 
 from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
+from qadtrain.evaluate import load_run
+from qadtrain.forward import plain_input
 from qadtrain.gradcam_consistency import agreement, consistency, consistency_tables, interval, summary, top_area
 from qadtrain.gradcam_maps import HeatMaps
-from qadtrain.gradcam_pick import Rows
+from qadtrain.gradcam_pick import Rows, spread
 
 
 def ramp() -> np.ndarray:
@@ -101,6 +104,31 @@ def test_a_run_over_a_split(run, shards_dir, tmp_path):
     assert len(consistency_tables(told)[0].rows) == 24
 
 
+def test_pairs_and_control_by_hand(run, shards_dir, tmp_path):
+    told = consistency([run], shards_dir, out_dir=tmp_path, limit=6, batch_tuples=4, device="cpu", num_workers=0)
+    config, model, _ = load_run(run, "best")
+    pairs, control, before = [], [], []
+    with ShardSet(shards_dir, "test") as shards:
+        rows = Rows.of(shards.table)
+        for at in spread(rows, 6):
+            images = torch.from_numpy(np.stack(list(shards[at].images.values())))[None]
+            inputs = plain_input(images, config, 32, torch.device("cpu"))
+            heat = HeatMaps(model, "tiny", inputs)
+            raw, _, c40 = heat(inputs)[0]
+            heat.close()
+            pairs.append(agreement(raw, c40))
+            others = [best for group, best in before if group != shards.table["group"][at].as_py()]
+            control += [agreement(others[-1], c40)] if others else []
+            before.append((shards.table["group"][at].as_py(), raw))
+    assert 0 < len(control) < 6
+    for name, values in (("raw-c40", pairs), ("control", control)):
+        cell = told["runs"]["run"][name]["all"]
+        known = np.array([value for value in values if np.isfinite(value).all()])
+        assert (cell["tuples"], cell["left_out"]) == (len(known), len(values) - len(known))
+        means = [cell[measure]["mean"] for measure in ("correlation", "iou")]
+        assert means == pytest.approx(known.mean(axis=0), abs=0.01)  # a place at the border of the area may differ
+
+
 def test_identical_qualities_agree_fully(run, make_shards, tmp_path, monkeypatch):
     shards = make_shards(tmp_path / "set", {"test": 8}, qualities=("raw", "c23"))
     heat = HeatMaps.__call__
@@ -114,6 +142,9 @@ def test_identical_qualities_agree_fully(run, make_shards, tmp_path, monkeypatch
     cell = told["runs"]["run"]["raw-c23"]["all"]
     assert cell["tuples"] + cell["left_out"] == 8 and cell["tuples"] > 0
     assert (cell["correlation"]["mean"], cell["iou"]["mean"]) == pytest.approx((1, 1))
+    # All eight are of one recording: there is no other one to compare with.
+    control = told["runs"]["run"]["control"]["all"]
+    assert (control["tuples"], control["left_out"], control["iou"]["mean"]) == (0, 0, None)
 
 
 def test_damaged_tuples_are_left_out_and_named(run, make_shards, tmp_path):

@@ -24,8 +24,8 @@ from qadprep.shardset import ShardSet
 from qadtrain.checkpoint import checkpoint_path
 from qadtrain.corruption_codecs import jpeg, video
 from qadtrain.corruptions import corrupt, picture_seed
-from qadtrain.data import to_network_input
-from qadtrain.evaluate import load_run, score_split
+from qadtrain.data import open_split, to_network_input
+from qadtrain.evaluate import evaluate, load_run
 from qadtrain.robustness import evaluate_robustness, robustness_tables
 from qadtrain.robustness_pictures import CorruptedTuples, View, chosen_rows, clips, load, shown
 from qadtrain.robustness_plots import figure
@@ -95,15 +95,12 @@ def test_figures_are_those_of_the_corrupted_pictures_put_through_the_run_by_hand
     assert {row.parameter for row in both.rows if row.corruption == "noise"} == {0.001, 0.01}
 
 
-def test_the_clean_row_is_that_of_eval_and_averages_are_means(both, run, shards_dir):
-    config, model, _ = load_run(run, "best")
-    shards = ShardSet(shards_dir, "test")
-    logits = score_split(model, shards, config, CPU, num_workers=0)
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    labels = shards.table["label"].to_numpy()
-    for number, quality in enumerate(QUALITIES):
-        margin = logits[:, number, 1] - logits[:, number, 0]
-        assert both.row("plain", "blur", 0, quality).auc == pytest.approx(roc_auc_score(labels, margin))
+def test_the_clean_row_is_that_of_eval_and_averages_are_means(both, run, shards_dir, tmp_path):
+    report, _, _ = evaluate(run, shards_dir, out_dir=tmp_path, bootstrap=0, **QUIET)
+    for level in ("frame", "video"):
+        for quality in (*QUALITIES, "average"):
+            told, row = report.cells[level][quality]["all"], both.row("plain", "blur", 0, quality, level)
+            assert (row.auc, row.accuracy, row.real, row.fake) == (told.auc, told.accuracy, told.real, told.fake)
     mean = np.mean([both.row("plain", "noise", 4, quality).auc for quality in QUALITIES])
     assert both.row("plain", "noise", 4).auc == pytest.approx(mean)
     assert both.row("plain", "blur", 0) == both.row("plain", "noise", 0)
@@ -122,6 +119,7 @@ def test_files_hold_every_row_and_are_the_same_again(both, run, other, shards_di
     assert float(found["auc"]) == both.row("large", "noise", 4, "raw").auc and found["parameter"] == "0.01"
     contents = json.loads((folder / "robustness.json").read_text())
     assert contents["settings"]["at"] == "crop" and contents["settings"]["blocks"] == "scaled"
+    assert contents["settings"]["side_px"] == {"plain": 32, "large": 32}
     assert len(contents["rows"]) == 80 and contents["tuples"] == 32 and contents["damaged"] == []
     assert contents["severities"] == [1, 4] and contents["corruptions"] == ["noise", "blur"]
 
@@ -139,16 +137,33 @@ def test_files_hold_every_row_and_are_the_same_again(both, run, other, shards_di
     svg = (folder / "robustness.svg").read_text()
     assert svg.count('id="axes_') == 4 * 3  # qualities and mean x corruptions and mean
     assert "<dc:date>" not in svg
+    assert "corrupted at 32 px (--at crop), blocks: scaled" in svg
+
+
+def test_curves_are_the_rows_in_percent(both, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("qadtrain.robustness_plots.picture_files", lambda sheet, **_options: drawn.append(sheet) or {})
+    for level in ("frame", "video"):
+        figure(both, level)
+        for row, quality in enumerate((*QUALITIES, "average")):
+            for number, run in enumerate(("plain", "large")):
+                every = [[100 * both.row(run, c, s, quality, level).auc for s in (0, 1, 4)] for c in ("noise", "blur")]
+                for column, wanted in enumerate((*every, np.mean(every, axis=0))):
+                    line = drawn[-1].axes[3 * row + column].lines[number]
+                    assert line.get_label() == run and list(line.get_xdata()) == [0, 1, 4]
+                    assert list(line.get_ydata()) == pytest.approx(list(wanted))
 
 
 def test_tables_show_percent_for_each_severity(both):
     tables = list(robustness_tables(both))
     assert len(tables) == 4
-    text = StringIO()
-    Console(file=text, width=100).print(tables[0])
-    line = next(line for line in text.getvalue().splitlines() if line.strip().startswith("noise"))
-    expected = [f"{100 * both.row('plain', 'noise', severity).auc:.2f}" for severity in (0, 1, 4)]
-    assert line.split() == ["noise", "AUC", *expected]
+    for table, level in zip(tables, ("frame", "video", "frame", "video"), strict=True):
+        text = StringIO()
+        Console(file=text, width=100).print(table)
+        line = next(line for line in text.getvalue().splitlines() if line.strip().startswith("noise"))
+        run = "plain" if table in tables[:2] else "large"
+        expected = [f"{100 * both.row(run, 'noise', severity, level=level).auc:.2f}" for severity in (0, 1, 4)]
+        assert line.split() == ["noise", "AUC", *expected] and f"{run}: {level} level" in text.getvalue()
 
 
 @pytest.fixture
@@ -177,7 +192,7 @@ def test_at_the_input_pictures_are_resized_before_they_are_corrupted(other, shar
         margin = load_run(other, "best")[1](pixels).logits.double() @ torch.tensor([-1.0, 1.0], dtype=torch.float64)
     expected = roc_auc_score(shards.table["label"].to_numpy(), margin.numpy())
     assert report.row("large", "blur", 1, "raw").auc == pytest.approx(expected, abs=1e-6)
-    assert report.settings["at"] == "input"
+    assert report.corrupted_at == "corrupted at 48 px (--at input), blocks: scaled"
 
 
 def test_only_missing_cells_are_scored_and_other_weights_or_settings_are_not_mixed_up(
@@ -215,6 +230,11 @@ def test_only_missing_cells_are_scored_and_other_weights_or_settings_are_not_mix
     weights = checkpoint_path(mine, "best")
     save_file({key: value * 1.01 for key, value in load_file(weights).items()}, weights)
     assert call() == [("clean", 0), ("blocks", 1), ("blocks", 5)]
+    settings = (mine / "config.toml").read_text()
+    for old, new in (('"half"', '"imagenet"'), ("image_size_px = 32", "image_size_px = 48")):
+        assert old in settings
+        (mine / "config.toml").write_text(settings.replace(old, new))
+        assert call() == [("clean", 0), ("blocks", 1), ("blocks", 5)]
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(run, shards_dir, tmp_path, monkeypatch, no_figure):
@@ -391,3 +411,31 @@ def test_runs_of_one_name_are_told_apart(run, shards_dir, tmp_path, no_figure):
     )
     assert report.runs == (str(run), str(twin))
     assert report.row(str(run), "contrast", 1).auc == report.row(str(twin), "contrast", 1).auc
+
+
+def test_weights_that_change_on_the_way_are_not_scored_under_the_old_name(
+    run, shards_dir, tmp_path, monkeypatch, no_figure
+):
+    mine = tmp_path / "mine"
+    shutil.copytree(run, mine)
+    weights = checkpoint_path(mine, "best")
+
+    def trained_meanwhile(*arguments, **options):
+        save_file({key: value * 1.01 for key, value in load_file(weights).items()}, weights)
+        return open_split(*arguments, **options)
+
+    monkeypatch.setattr(module, "open_split", trained_meanwhile)
+    options = {"corruptions": ["contrast"], "severities": [1], "limit": 4} | QUIET
+    with pytest.raises(UserError, match=r"mine: its checkpoint best was replaced meanwhile; give the command again"):
+        evaluate_robustness([mine], shards_dir, out_dir=tmp_path / "out", **options)
+    assert not list((tmp_path / "out" / "cells").iterdir())
+
+
+def test_a_run_with_brackets_in_its_name_keeps_them_in_the_table(run, shards_dir, tmp_path, no_figure):
+    odd = tmp_path / "qad[red]"
+    shutil.copytree(run, odd)
+    options = {"corruptions": ["contrast"], "severities": [1], "limit": 4} | QUIET
+    report = evaluate_robustness([odd], shards_dir, out_dir=tmp_path / "out", **options)
+    text = StringIO()
+    Console(file=text, width=100).print(next(robustness_tables(report)))
+    assert "qad[red]: frame level" in text.getvalue() and "corrupted at 32 px (--at crop)" in text.getvalue()

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from qadprep.errors import UserError
 from qadprep.shardset import ShardSet
 from qadtrain.evaluate import load_run, score_split
 from qadtrain.theorem import TheoremTerms, all_pairs, count_term, deviation, theorem_terms
-from qadtrain.theorem_output import theorem_notes, theorem_tables
+from qadtrain.theorem_output import figure, theorem_notes, theorem_tables
 
 QUALITIES = ("raw", "c23", "c40")
 GRID = (0.25, 1.0, 3.0)
@@ -159,6 +160,19 @@ def test_files_hold_the_same_figures(terms):
     assert "collaboration term" in svg and "raw and c40" in svg and "c23 and c40" not in svg
 
 
+def test_lines_of_the_figure_are_the_terms(terms, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("qadtrain.theorem_output.picture_files", lambda sheet: drawn.append(sheet) or {})
+    figure(terms)
+    for axes, pair in zip(drawn[0].axes, terms.pairs[:2], strict=True):
+        lines = {line.get_label(): line for line in axes.lines}
+        wanted = {"A": pair.a, "C, collaboration term": pair.c, "C', its tighter form": pair.c_tight}
+        for name, values in (wanted | {"A + B + C": terms.total(pair)}).items():
+            assert list(lines[name].get_xdata()) == list(terms.temperatures)
+            assert list(lines[name].get_ydata()) == values.tolist()
+        assert set(lines["share of errors on the split"].get_ydata()) == {pair.error}
+
+
 def test_nothing_is_called_a_bound(terms):
     said = terms.files[0].read_text() + "".join(theorem_notes())
     tables = theorem_tables(terms)
@@ -173,6 +187,8 @@ def test_nothing_is_called_a_bound(terms):
         ({"delta": 1.0}, "--delta: got 1.0, expected a probability between 0 and 1"),
         ({"temperatures": (1.0, 0.0)}, "--temperature: got \\[1.0, 0.0\\], expected numbers above 0"),
         ({"temperatures": (math.nan,)}, "--temperature: got"),
+        ({"temperatures": (1e-310,)}, "--temperature: got \\[1e-310\\], expected numbers above 0, from 1e-9 to 1e9"),
+        ({"temperatures": (math.inf,)}, "--temperature: got \\[inf\\], expected .* to 1e9"),
         ({"temperatures": ()}, "--temperature: got \\[\\]"),
         ({"checkpoint": "none"}, "--checkpoint: got none"),
         ({"split": "dev"}, "no split 'dev'"),
@@ -182,6 +198,35 @@ def test_wrong_use_is_one_line(run, shards_dir, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         theorem_terms(run, shards_dir, out_dir=tmp_path, device="cpu", num_workers=0, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_tuples_are_left_out_and_named(run, make_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("qadtrain.theorem_output.figure", lambda terms: {})  # drawing takes longest
+    shards = make_shards(tmp_path / "set", {"test": 8})
+    options = {"temperatures": (1.0, 2.0), "device": "cpu", "num_workers": 0}
+    checkpoints = run / "checkpoints"
+    shutil.copy(checkpoints / "best.safetensors", checkpoints / "last.safetensors")
+    whole = theorem_terms(run, shards, checkpoint="last", **options)
+    assert whole.files[0].parent == run / "theorem" / "set-test-last"  # beside those of the best one
+    with ShardSet(shards, "test") as opened:
+        config, model, _ = load_run(run, "best")
+        logits = score_split(model, opened, config, torch.device("cpu"), num_workers=0)
+        table, labels = opened.table, opened.table["label"].to_numpy().astype(int)
+    with (shards / "test-000000.tar").open("r+b") as file:
+        file.seek(table["c40_offset"][3].as_py())
+        file.write(b"\0" * 64)
+    terms = theorem_terms(run, shards, out_dir=tmp_path / "out", **options)
+    (message,) = terms.damaged
+    assert table["key"][3].as_py() in message and (terms.n, terms.left_out, whole.n) == (7, 0, 8)
+    kept = [0, 1, 2, 4, 5, 6, 7]
+    wanted = reference(logits[kept, 0], logits[kept, 2], labels[kept], 2.0)
+    assert terms.pairs[1].a[1] == pytest.approx(wanted["a"], rel=1e-9)
+    assert json.loads((tmp_path / "out" / "theorem.json").read_text())["damaged"] == [message]
+    assert theorem_tables(terms)[-1].caption == "1 tuples left out: damaged"
+    with (shards / "test-000000.tar").open("r+b") as file:
+        file.write(b"\0" * (shards / "test-000000.tar").stat().st_size)
+    with pytest.raises(UserError, match="none of 8 tuples can be read: "):
+        theorem_terms(run, shards, out_dir=tmp_path / "none", **options)
 
 
 def test_one_quality_and_logits_that_are_not_finite(run, make_shards, shards_dir, tmp_path):
