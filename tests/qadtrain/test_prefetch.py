@@ -191,7 +191,7 @@ def test_ranks_add_up_what_they_left_out(damaged):
                 assert batches.share_skipped() == bad == batches.skipped
             else:
                 with pytest.raises(
-                    UserError, match="got 2 damaged tuples, expected at most 1 .*: the processes together"
+                    UserError, match=r"got 2 damaged tuples, expected at most 1 .*: the processes together"
                 ):
                     batches.share_skipped()
 

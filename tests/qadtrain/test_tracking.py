@@ -100,9 +100,9 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
 
 def test_a_full_disk_under_the_records_is_one_error_of_the_run(tmp_path):
     with pytest.raises(UserError, match=r"/dev/full: cannot be written \(No space left on device\).*--resume"):
-        with tracking.Tracker(tmp_path, QUIET) as tracker:
+        with Path("/dev/full").open("a", encoding="utf-8") as full, tracking.Tracker(tmp_path, QUIET) as tracker:
             tracker._file.close()
-            tracker._file = Path("/dev/full").open("a", encoding="utf-8")
+            tracker._file = full
             tracker.record("train", 0, 1, {"loss": 1.0})
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
