@@ -22,6 +22,8 @@ def child_extract(root: str, out: str, frames: int, workers: int, engine: str = 
     if engine == "ray":
         from ray.cluster_utils import Cluster
 
+        import qadprep.ray_package  # noqa: F401  (its settings must be there before ray is)
+
         # The nodes are there before the clock starts, as the local machine is.
         node = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
         cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})

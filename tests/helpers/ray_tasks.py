@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,11 @@ def set_up(word: str) -> None:
 def said(number: int) -> tuple[str, int, int]:
     """The set-up's word, how often it ran in this process, the number."""
     return str(_state["word"]), int(_state["times"]), number
+
+
+def where(_number: int) -> tuple[str, str]:
+    """This worker's interpreter and working folder."""
+    return sys.executable, str(Path.cwd())
 
 
 def square(number: int) -> int:

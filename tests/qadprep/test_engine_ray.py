@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import sys
@@ -7,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from helpers import quick, ray_tasks
 from helpers.packs import pack_hashes
 
@@ -15,6 +15,7 @@ from qadprep.config import ExtractConfig
 from qadprep.engine_ray import Cluster, cluster, start_detectors
 from qadprep.errors import RunEnded, UserError
 from qadprep.extract_dataset import extract
+from qadprep.ray_package import ray
 
 # Starting clusters takes a minute in all.
 pytestmark = pytest.mark.slow
@@ -46,6 +47,12 @@ def test_results_and_errors_come_back(here: Cluster) -> None:
     assert results == {1: 1, 2: 4, 4: 16}
     assert crashes == {13: "ValueError: unlucky"}
     assert run(here, [], ray_tasks.square) == ({}, {})
+
+
+def test_workers_run_in_the_environment_that_is_there(here: Cluster) -> None:
+    """Also when the tests were started by `uv run`, for which Ray would copy the folder and build another one."""
+    results, _ = run(here, [1], ray_tasks.where)
+    assert results[1] == (sys.executable, str(Path.cwd()))
 
 
 def test_a_full_disk_ends_the_run(here: Cluster) -> None:
@@ -157,11 +164,11 @@ def test_a_killed_worker_process(dataset: Path, tmp_path: Path, monkeypatch: pyt
     killed: list[int] = []
 
     def kill_one() -> None:
-        pid = _pid_of_first(tmp_path / "hold")
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
-        time.sleep(0.5)
-        (tmp_path / "hold" / "go").touch()
+        with released(tmp_path / "hold"):
+            pid = _pid_of_first(tmp_path / "hold")
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            time.sleep(0.5)
 
     thread = threading.Thread(target=kill_one)
     thread.start()
@@ -184,10 +191,10 @@ def test_a_killed_node(dataset: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     lost: list[int] = []
 
     def lose_node() -> None:
-        wait_until(lambda: len(list((tmp_path / "hold").glob("begun-*"))) == 2)  # one on each node
-        nodes.remove_node(second, allow_graceful=False)
-        lost.append(1)
-        (tmp_path / "hold" / "go").touch()
+        with released(tmp_path / "hold"):
+            wait_until(lambda: len(list((tmp_path / "hold").glob("begun-*"))) == 2)  # one on each node
+            nodes.remove_node(second, allow_graceful=False)
+            lost.append(1)
 
     thread = threading.Thread(target=lose_node)
     thread.start()
@@ -198,6 +205,15 @@ def test_a_killed_node(dataset: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         nodes.shutdown()
     assert lost and not summary.failed and len(summary.results) == 8 and summary.workers == 2
     assert pack_hashes(tmp_path / "faces") == pack_hashes(tmp_path / "local")
+
+
+@contextlib.contextmanager
+def released(hold: Path) -> Iterator[None]:
+    """Whatever happens, the workers that are held go on in the end: the test must fail then, not hang."""
+    try:
+        yield
+    finally:
+        (hold / "go").touch()
 
 
 def _pid_of_first(hold: Path) -> int:
