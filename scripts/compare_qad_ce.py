@@ -153,8 +153,11 @@ def prepare(clips: Path, work: Path, frames: int, workers: int) -> Path:
     faces = work / f"faces-{frames}"
     config = ExtractConfig(dataset="ffpp", frames=frames, size_px=128)
     extracted = extract(work / "dataset", faces, config, workers=workers, detector="mtcnn", say=say)
-    if extracted.failed:
-        raise UserError(f"{faces}: {extracted.failed} groups could not be extracted; see the lines above")
+    found = extracted.as_dict()
+    if found["groups_crashed"] or not found["tuples"]:
+        raise UserError(f"{faces}: {found['groups_crashed']} groups could not be extracted; see the lines above")
+    for failure in found["failures"]:
+        say(f"not used by any side: {failure['message']}")
     shard(faces, shards, ShardConfig(tuples_per_shard=200), workers=workers)
     return shards
 
