@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
+from qadtrain import cli
 
 AMPLITUDES = {"raw": 30.0, "c23": 18.0, "c40": 6.0}
 METHODS = ("Deepfakes", "NeuralTextures")
@@ -92,6 +95,21 @@ def _add_tuple(tar, buffer, rng, number, split, size_px, qualities, labels, data
         tar.addfile(header, io.BytesIO(data))
     row["length"] = buffer.tell() - row["offset"]
     return row
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capfd):
+    """main() with arguments -> (exit code, stdout, stderr)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qadtrain", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capfd.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

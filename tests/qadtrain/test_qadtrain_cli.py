@@ -28,21 +28,6 @@ FAST = [
 ]
 
 
-@pytest.fixture
-def run_cli(monkeypatch, capfd):
-    """main() with arguments -> (exit code, stdout, stderr)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qadtrain", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        captured = capfd.readouterr()
-        return end.value.code or 0, captured.out, captured.err
-
-    return call
-
-
 def test_fit_then_eval(run_cli, shards_dir, tmp_path):
     run = tmp_path / "run"
     code, out, err = run_cli("fit", shards_dir, "--out", run, *FAST, "--json")
