@@ -215,7 +215,8 @@ def theorem_chapter(results: Results) -> Iterator[Section]:
     text = ["For each pair: T nearest to 1, then T of the least A+B+C on the grid."]
     for one in found:
         lost = results.careful(one, lambda c=one.contents: c.get("left_out", 0) + len(c.get("damaged", ())), 0)
-        text += [f"{one.run or one.contents['run']}: {lost} tuples without finite logits are left out."] if lost else []
+        if lost:
+            text.append(f"{one.run or one.contents['run']}: {lost} tuples are left out: damaged, or no finite logits.")
     yield Section("Terms", " ".join(text), columns, rows)
     for one in found:
         drawing = one.folder / "theorem.png"

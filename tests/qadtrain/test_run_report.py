@@ -403,7 +403,7 @@ def test_what_is_left_out_and_the_resolution_are_said(with_results):
     terms = json.loads((runs[1] / "theorem" / "set-test" / "theorem.json").read_text())
     terms |= {"left_out": 2, "damaged": ["one that cannot be read"]}
     (_, section) = theorem_chapter(Results([Found(THEOREM, "qad", shared, terms)]))
-    assert "qad: 3 tuples without finite logits are left out." in section.text
+    assert "qad: 3 tuples are left out: damaged, or no finite logits." in section.text
     blurred = json.loads((shared / "robustness" / "robustness.json").read_text())
     (_, section, *_) = robustness_chapter(Results([Found(ROBUSTNESS, "", shared, blurred)]), {})
     assert "Pictures are corrupted at: crop, 32 px; blocks: scaled." in section.text
